@@ -1,0 +1,55 @@
+"""The null engine: right names, dtypes and shapes, no compute. For tests, and for measuring what is not compute.
+
+It opens any bundle. Outputs are zeros.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sdrt.bundle import Artifact, Bundle, Component, solve
+from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, unknown_device
+
+OPENS = ("*",)
+INSTALL = "nothing to install"
+
+
+def devices() -> Sequence[Device]:
+    return [Device("null", "no compute; outputs are zeros")]
+
+
+def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
+    artifact = source.component(name).artifact
+    for file in artifact.files:
+        (out / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.path(file.path), out / file.path)
+    return replace(artifact, engine="null", built_from=artifact.files[0].sha256)
+
+
+def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> NullSession:
+    if device not in (None, "null", "cpu"):
+        raise unknown_device("null", device, devices())
+    return NullSession(bundle.component(name))
+
+
+class NullSession:
+    """Answers every call with zeros of the shape that the component's outputs have for these inputs."""
+
+    def __init__(self, spec: Component) -> None:
+        self.spec = spec
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def bind(self, **constants: Array) -> None:
+        self._shapes.update({name: array.shape for name, array in constants.items()})
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        sizes = solve(self.spec.inputs, self._shapes | {name: array.shape for name, array in inputs.items()})
+        return {spec.name: np.zeros(spec.at(sizes), NUMPY_DTYPES[spec.dtype]) for spec in self.spec.outputs}
+
+    def close(self) -> None:
+        self._shapes.clear()

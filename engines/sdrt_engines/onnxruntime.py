@@ -1,0 +1,197 @@
+"""ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdrt.bundle import Artifact, Bundle, Component, DimRange, record
+from sdrt.engine import (
+    ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device,
+)  # fmt: skip
+from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
+
+OPENS = (ONNX, "onnxruntime")
+INSTALL = "pip install 'sdrt[ort]'"
+
+
+@dataclass(frozen=True)
+class OrtOptions:
+    """``-O name=value`` when opening.
+
+    prepack: lay weights out for the kernels when loading (faster runs, a second copy of the weights in memory).
+    arena: keep freed memory for the next run (faster, higher peak).
+    spin: threads wait busily for work (faster, keeps cores busy between calls).
+    """
+
+    prepack: bool = True
+    arena: bool = True
+    spin: bool = True
+
+
+@dataclass(frozen=True)
+class OrtBuildOptions:
+    """``onnxruntime`` has no build options of its own."""
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineUnavailable(f"onnxruntime cannot be imported: {error}", INSTALL) from None
+    return onnxruntime
+
+
+def devices() -> Sequence[Device]:
+    library = _library()
+    if "CPUExecutionProvider" not in library.get_available_providers():
+        raise EngineUnavailable("this onnxruntime has no CPUExecutionProvider", INSTALL)
+    return [Device("cpu", f"{_cpu_name()}, {os.cpu_count()} threads, onnxruntime {library.__version__}", _memory())]
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
+    """Optimise the graph, without what ties it to this CPU (layout transformations), and fix the sizes given."""
+    library = _library()
+    parse_options(OrtBuildOptions, options.extra, "onnxruntime")
+    component = source.component(name)
+    if component.artifact.engine != ONNX:
+        fix = "give the bundle that sdrt export wrote"
+        raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
+    if options.precision != "fp32":
+        raise BuildError(f"{name}: onnxruntime is built in fp32 only, asked for {options.precision}", "--precision fp32")
+    if options.target not in (None, "any"):
+        raise BuildError(f"{name}: onnxruntime's graphs run on any CPU, asked for target {options.target}", "leave it out")
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = library.SessionOptions()
+    settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(folder / "model.onnx")
+    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.onnx.data")
+    settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    if len(options.shapes) == 1:
+        width, height = options.shapes[0]
+        for dim in {d for spec in (*component.inputs, *component.outputs) for d in spec.shape if isinstance(d, str)}:
+            symbol, _, divisor = dim.partition("/")
+            if symbol in ("H", "W"):
+                size = {"H": height, "W": width}[symbol]
+                settings.add_free_dimension_override_by_name(dim, -(-size // int(divisor or 1)))
+    entry = source.path(component.artifact.files[0].path)
+    try:
+        library.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BuildError(f"{name}: onnxruntime {library.__version__} cannot load the graph: {error}") from error
+    names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
+    return Artifact(
+        engine="onnxruntime",
+        precision="fp32",
+        files=tuple(record(out, f"{name}/{file}") for file in names),
+        target="any",
+        profiles=profiles(component, options),
+        built_from=component.artifact.files[0].sha256,
+        facts={"onnxruntime": library.__version__, "optimization": "extended"},
+    )
+
+
+def profiles(component: Component, options: BuildOptions) -> tuple[dict[str, DimRange], ...]:
+    """The ranges that ``--shape`` and ``--batch`` mean for one component.
+
+    Guidance runs the networks that see the prompt with twice the pictures, so the batch of a component that takes
+    tokens or hidden states ranges up to 2 × batch.
+    """
+    symbols = {d.partition("/")[0] for spec in component.inputs for d in spec.shape if isinstance(d, str)}
+    batch: dict[str, DimRange] = {}
+    if options.batch is not None and "B" in symbols:
+        most = options.batch * (2 if "T" in symbols else 1)
+        batch = {"B": DimRange(1, most, most)}
+    if not options.shapes or "H" not in symbols:
+        return (batch,) if batch else ()
+    return tuple(
+        {**batch, "H": DimRange(height, height, height), "W": DimRange(width, width, width)}
+        for width, height in options.shapes
+    )
+
+
+def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> OrtSession:
+    if device not in (None, "cpu"):
+        raise unknown_device("onnxruntime", device, devices())
+    return OrtSession(bundle, name, options)
+
+
+class OrtSession:
+    """One graph. Constants are wrapped once; inputs are read in place, outputs are ONNX Runtime's own buffers."""
+
+    def __init__(self, bundle: Bundle, name: str, options: OpenOptions) -> None:
+        library = _library()
+        own = parse_options(OrtOptions, options.extra, "onnxruntime")
+        self.name = name
+        self.spec = bundle.component(name)
+        settings = library.SessionOptions()
+        settings.log_severity_level = 3
+        settings.enable_cpu_mem_arena = own.arena
+        settings.enable_mem_pattern = own.arena
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        settings.add_session_config_entry("session.disable_prepacking", "0" if own.prepack else "1")
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spin else "0")
+        entry = bundle.path(self.spec.artifact.files[0].path)
+        try:
+            self._session = library.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{name}: onnxruntime {library.__version__} cannot load {entry.name}: {error}",
+                f"sdrt verify {bundle.root} tells whether the files are damaged",
+            ) from error
+        self._from_numpy = library.OrtValue.ortvalue_from_numpy
+        self._binding = self._session.io_binding()
+        self._kept: dict[str, Any] = {}
+
+    def bind(self, **constants: Array) -> None:
+        for name, array in constants.items():
+            self._kept[name] = self._from_numpy(np.ascontiguousarray(array))
+            self._binding.bind_ortvalue_input(name, self._kept[name])
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        held = {name: self._from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        for name, value in held.items():
+            self._binding.bind_ortvalue_input(name, value)
+        # Bound anew for each call: ONNX Runtime would write into the previous call's arrays, which are the caller's.
+        self._binding.clear_binding_outputs()
+        for spec in self.spec.outputs:
+            self._binding.bind_output(spec.name, "cpu")
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise NumericsError(f"{self.name}: onnxruntime failed while running: {error}") from error
+        values = self._binding.get_outputs()
+        return {spec.name: value.numpy() for spec, value in zip(self.spec.outputs, values, strict=True)}
+
+    def close(self) -> None:
+        self._kept.clear()
+        del self._binding, self._session

@@ -1,0 +1,1 @@
+"""Export: torch checkpoint → ONNX bundle, always in float32."""

@@ -1,0 +1,213 @@
+"""``sdrt export``: one checkpoint → one ONNX bundle, each component in processes of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sdrt
+from sdrt import bundle as bundles
+from sdrt import errors
+from sdrt.bundle import Artifact, Bundle, Component, File, Manifest, Parity, Provenance
+from sdrt.engine import ONNX
+from sdrt.errors import ExportError
+from sdrt.staging import new_directory
+from sdrt_export import checkpoint as checkpoints
+from sdrt_export import families
+from sdrt_export.checkpoint import Checkpoint
+from sdrt_export.families import Facts, Family, Part
+
+STAGES = ("import", "weights", "capture", "lower", "optimize", "save", "reference", "check")
+"""What a component goes through, in order."""
+
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One message of a running export: ``done`` of ``total`` stages of all components, and what comes now."""
+
+    component: str
+    stage: str
+    done: int
+    total: int
+
+
+Report = Callable[[Progress], object]
+
+
+def export(
+    model: str, out: str | Path, *, components: Sequence[str] = (), force: bool = False, report: Report = lambda _: None
+) -> Bundle:
+    """Export a checkpoint (a directory in diffusers' layout, or a Hub id) into the bundle ``out``.
+
+    ``components``: some of the family's components only; none means all. Each graph is checked against torch at every
+    reference case; a failed check is an ExportError and leaves no bundle. Raises ExportError, BundleError.
+    """
+    checkpoint = checkpoints.locate(model)
+    family = families.find(checkpoint)
+    parts = _chosen(family, checkpoint, components)
+    _check_disk(checkpoint, parts, Path(out))
+    with new_directory(out, force=force) as staging, ThreadPoolExecutor(1) as hashing:
+        sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
+        made: dict[str, Component] = {}
+        tracker = _Tracker(report, len(parts))
+        for part in parts:
+            made[part.name] = _export_part(checkpoint, family, part, staging, tracker)
+        files = _copy_configs(checkpoint, staging)
+        manifest = _manifest(checkpoint, family, made, tuple(files), sources.result())
+        bundles.save(staging, manifest)
+    return bundles.load(out)
+
+
+class _Tracker:
+    def __init__(self, report: Report, parts: int) -> None:
+        self._report, self._total, self._finished = report, parts * len(STAGES), 0
+
+    def at(self, part: str, stage: str) -> None:
+        self._report(Progress(part, stage, self._finished + STAGES.index(stage), self._total))
+
+    def finished(self) -> None:
+        self._finished += len(STAGES)
+
+
+def _chosen(family: Family, checkpoint: Checkpoint, components: Sequence[str]) -> list[Part]:
+    parts = family.parts(checkpoint)
+    names = [part.name for part in parts]
+    if unknown := [name for name in components if name not in names]:
+        raise ExportError(f"{family.NAME} has no component {unknown[0]!r}; it has {', '.join(names)}")
+    return [part for part in parts if not components or part.name in components]
+
+
+def _check_disk(checkpoint: Checkpoint, parts: Sequence[Part], out: Path) -> None:
+    """ExportError when the disk has no room for float32 copies of the weights."""
+    sizes = {part.folder: sum(path.stat().st_size for path in checkpoint.weights(part.folder)) for part in parts}
+    need = int(1.1 * sum(sizes.values())) + 64 * 2**20
+    folder = Path(os.path.abspath(out))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise ExportError(f"{folder}: {free / 2**30:.1f} GiB free, the bundle needs {need / 2**30:.1f} GiB", "free some")
+
+
+def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Path, tracker: _Tracker) -> Component:
+    folder = staging / part.name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(checkpoint.config(part.folder), indent=2) + "\n", encoding="utf-8")
+    job = {"root": str(checkpoint.root), "name": checkpoint.name, "family": family.NAME, "part": part.name}
+    _work("trace", job | {"out": str(staging)}, lambda stage: tracker.at(part.name, stage))
+    files = [f"{part.name}/{name}" for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()]
+
+    def recorded(name: str) -> File | None:
+        return bundles.record(staging, f"{part.name}/{name}") if (folder / name).exists() else None
+
+    component = Component(
+        inputs=part.inputs,
+        outputs=part.outputs,
+        artifact=Artifact(ONNX, "fp32", tuple(bundles.record(staging, file) for file in files)),
+        config=recorded("config.json"),
+        reference=recorded("reference.npz"),
+        constants=recorded("constants.npz"),
+    )
+    manifest = _manifest(checkpoint, family, {part.name: component}, (), ())
+    job = {"out": str(staging), "manifest": json.loads(bundles.dumps(manifest)), "part": part.name}
+    result = _work("check", job, lambda stage: tracker.at(part.name, stage))
+    tracker.finished()
+    return bundles.with_parity(component, (Parity(**figure) for figure in result["parity"]))
+
+
+def _work(step: str, job: dict[str, Any], stage: Callable[[str], None]) -> dict[str, Any]:
+    """Run one step of the worker and return its result. Its errors are raised here as what they are."""
+    command = [sys.executable, "-m", "sdrt_export.worker", step, json.dumps(job)]
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            try:
+                result = None
+                for line in process.stdout:
+                    message = json.loads(line)
+                    if "stage" in message:
+                        stage(message["stage"])
+                    elif "error" in message:
+                        error = message["error"]
+                        raise getattr(errors, error["kind"])(error["message"], error["fix"])
+                    else:
+                        result = message["result"]
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode == 0 and result is not None:
+            return dict(result)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    what = f"{job['part']}: the process that ran {step!r} died with exit status {process.returncode}"
+    if process.returncode == -9:
+        raise ExportError(f"{what}: killed, most likely for want of memory", "close other programs, or export on a larger machine")
+    raise ExportError(f"{what}: {said[-1] if said else 'it said nothing'}\n" + "\n".join(said[-12:]))
+
+
+def _copy_configs(checkpoint: Checkpoint, staging: Path) -> list[File]:
+    """model_index.json, scheduler/ and tokenizer/ as diffusers lays them out."""
+    files: list[File] = []
+
+    def write(relative: str, text: str) -> None:
+        path = staging / relative
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        files.append(bundles.record(staging, relative))
+
+    # What the bundle does not hold is named null, as diffusers does, so that other readers do not look for it.
+    absent = ("safety_checker", "feature_extractor", "image_encoder")
+    index = {k: [None, None] if k in absent else v for k, v in checkpoint.index.items() if k != "_name_or_path"}
+    write("model_index.json", json.dumps({**index, "requires_safety_checker": False}, indent=2) + "\n")
+    scheduler = checkpoint.json("scheduler/scheduler_config.json")
+    write("scheduler/scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
+    folder = checkpoint.root / "tokenizer"
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            write(f"tokenizer/{name}", (folder / name).read_text(encoding="utf-8"))
+    vocabulary, merges = _bpe(checkpoint, folder)
+    write("tokenizer/vocab.json", vocabulary)
+    write("tokenizer/merges.txt", merges)
+    return files
+
+
+def _bpe(checkpoint: Checkpoint, folder: Path) -> tuple[str, str]:
+    """vocab.json and merges.txt; out of tokenizer.json where a newer transformers wrote nothing else."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return (folder / "vocab.json").read_text(encoding="utf-8"), (folder / "merges.txt").read_text(encoding="utf-8")
+    model = checkpoint.json("tokenizer/tokenizer.json").get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise ExportError(f"{folder / 'tokenizer.json'}: holds no byte-pair vocabulary")
+    lines = [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in model["merges"]]
+    return json.dumps(model["vocab"], ensure_ascii=False), "#version: 0.2\n" + "\n".join(lines) + "\n"
+
+
+def _manifest(
+    checkpoint: Checkpoint, family: Family, components: dict[str, Component], files: tuple[File, ...],
+    sources: tuple[File, ...],
+) -> Manifest:  # fmt: skip
+    facts: Facts = family.facts(checkpoint)
+    versions = {"sdrt": sdrt.__version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return Manifest(
+        family=family.NAME,
+        components=components,
+        text_encoders=tuple(text for text in facts.text_encoders if text.component in components),
+        denoiser=facts.denoiser,
+        latents=facts.latents,
+        scheduler="scheduler/scheduler_config.json",
+        files=files,
+        provenance=Provenance(checkpoint.name, sources, versions),
+    )

@@ -1,0 +1,92 @@
+"""Weights in float32, memory-mapped: whatever precision the checkpoint has, no copy of it in anonymous memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdrt.errors import ExportError
+
+
+def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
+    """The state dict of some safetensors files: torch float32 tensors mapped from the files.
+
+    Files in another floating-point type are rewritten, tensor by tensor, as float32 files in ``scratch`` first.
+    ExportError for a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    state: dict[str, Any] = {}
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                kinds = {file.get_slice(name).get_dtype() for name in names}
+            if kinds & {"F16", "BF16", "F64"}:
+                path = _rewritten(path, scratch / f"{path.stem}.fp32.safetensors")
+            file = safe_open(path, "pt")
+            state.update({name: file.get_tensor(name) for name in names})
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None
+    return state
+
+
+def _rewritten(source: Path, target: Path) -> Path:
+    """``source`` with every floating-point tensor as float32: a header, then one tensor after the other."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(source, "pt") as file, target.open("wb") as out:
+        header: dict[str, Any] = {}
+        offset = 0
+        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            piece = file.get_slice(name)
+            floating = piece.get_dtype() in ("F16", "BF16", "F64", "F32")
+            shape = piece.get_shape()
+            count = 1
+            for size in shape:
+                count *= size
+            width = 4 if floating else file.get_tensor(name).element_size()
+            end = offset + width * count
+            header[name] = {
+                "dtype": "F32" if floating else piece.get_dtype(), "shape": shape, "data_offsets": [offset, end]
+            }  # fmt: skip
+            offset = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point():
+                tensor = tensor.to(torch.float32)
+            out.write(tensor.contiguous().numpy().tobytes())
+    return target
+
+
+def load_into(model: Any, state: dict[str, Any]) -> None:
+    """Give the network these tensors without copying them. ExportError when names or shapes do not fit.
+
+    Old checkpoints of diffusers' VAE call the attention layers by other names, which the model itself translates.
+    transformers' CLIP has lost its ``text_model.`` prefix; a checkpoint may have it still.
+    """
+    wanted = set(model.state_dict())
+    if not wanted <= set(state):
+        bare = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        state = bare if wanted <= set(bare) else {f"text_model.{name}": tensor for name, tensor in bare.items()}
+    if hasattr(model, "_fix_state_dict_keys_on_load"):
+        model._fix_state_dict_keys_on_load(state)
+    missing = sorted(wanted - set(state))
+    extra = sorted(name for name in set(state) - wanted if not name.endswith("position_ids"))
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the network does not have"
+        raise ExportError(
+            f"the weights do not fit the config: the file {what} ({len(missing)} missing, {len(extra)} too many)",
+            "the checkpoint's config.json and weights are of different models",
+        )
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise ExportError(f"{name} is {list(state[name].shape)} in the weights, {list(shape)} by the config")
+    model.load_state_dict({name: state[name] for name in wanted}, assign=True)

@@ -1,0 +1,426 @@
+"""The bundle: the one thing that passes between export, build and generate. docs/bundle.md is the normative text.
+
+A bundle is a directory that ``sdrt.json`` describes. Everything here is a frozen dataclass; what the runtime does with
+a model follows from these facts alone, never from the family's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt import strict_json
+from sdrt.errors import BundleError
+
+MANIFEST = "sdrt.json"
+FORMAT = "sdrt"
+VERSION = 1
+
+DType = Literal["f32", "f16", "bf16", "i64", "i32", "u8", "i8", "bool"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "w8", "w6", "w4"]
+Dim = int | str
+"""A size, or a symbol: ``B`` (batch), ``T`` (tokens), ``H``, ``W`` (picture, in pixels), or ``H/8``: the symbol
+divided by a number, rounded up (what a chain of stride-2 convolutions leaves)."""
+
+_SYMBOL = re.compile(r"([A-Z][A-Z0-9_]*)(?:/([1-9][0-9]{0,3}))?")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def split_dim(dim: str) -> tuple[str, int]:
+    """``"H/8"`` → ``("H", 8)``; ``"B"`` → ``("B", 1)``. BundleError when it is neither."""
+    match = _SYMBOL.fullmatch(dim)
+    if match is None:
+        raise BundleError(f"dimension {dim!r} is neither a size nor a symbol such as 'B' or 'H/8'")
+    return match[1], int(match[2] or 1)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and symbolic shape of one input or output."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise BundleError(f"tensor name {self.name!r} is not a name")
+        for dim in self.shape:
+            if isinstance(dim, str):
+                split_dim(dim)
+            elif dim < 1:
+                raise BundleError(f"tensor {self.name}: dimension {dim} is not positive")
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
+
+    def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape when every symbol has the size given, e.g. ``{"B": 2, "H": 64, "W": 64}``."""
+        return tuple(dim if isinstance(dim, int) else _evaluate(dim, sizes) for dim in self.shape)
+
+
+def _evaluate(dim: str, sizes: Mapping[str, int]) -> int:
+    symbol, divisor = split_dim(dim)
+    return -(-sizes[symbol] // divisor)
+
+
+def solve(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the symbols that explain ``shapes``: the finest divisor binds, the others are left to be checked.
+
+    ``H/8 = 9`` binds ``H = 72``. Tensors that ``shapes`` does not hold, and those of another rank, are passed over.
+    """
+    bound: dict[str, tuple[int, int]] = {}
+    for spec in specs:
+        shape = shapes.get(spec.name)
+        if shape is None or len(shape) != len(spec.shape):
+            continue
+        for dim, size in zip(spec.shape, shape, strict=True):
+            if isinstance(dim, str):
+                symbol, divisor = split_dim(dim)
+                if symbol not in bound or divisor < bound[symbol][0]:
+                    bound[symbol] = (divisor, size * divisor)
+    return {symbol: size for symbol, (_, size) in bound.items()}
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """Sizes that an artifact accepts for one symbol; ``opt`` is what it was tuned for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise BundleError(f"range {self.min}..{self.opt}..{self.max} is not 1 <= min <= opt <= max")
+
+    def __str__(self) -> str:
+        return str(self.min) if self.min == self.max else f"{self.min}..{self.max}"
+
+
+Profile = Mapping[str, DimRange]
+"""One set of ranges, by symbol; a symbol that is not named is free."""
+
+
+def fits(profile: Profile, sizes: Mapping[str, int]) -> bool:
+    """Whether every symbol that both name is in range."""
+    return all(range_.min <= sizes[s] <= range_.max for s, range_ in profile.items() if s in sizes)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle: path relative to the root with ``/``, size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_relative(self.path)
+        if self.bytes < 0:
+            raise BundleError(f"file {self.path}: {self.bytes} bytes is negative")
+        if not _SHA256.fullmatch(self.sha256):
+            raise BundleError(f"file {self.path}: sha256 is not 64 hex digits")
+
+
+def check_relative(path: str) -> None:
+    """BundleError unless ``path`` is relative, in POSIX spelling, and stays inside the root."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or ":" in parts[0]:
+        raise BundleError(f"path {path!r} leaves the bundle or is not a relative POSIX path")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far one output is from torch's float32 on one reference case.
+
+    ``max_abs`` is in the output's unit; ``psnr`` is in dB with the reference's largest magnitude as peak, None when
+    the two are identical.
+    """
+
+    case: str
+    output: str
+    max_abs: float
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an engine loads for one component. ``files[0]`` is the entry; the others (external weights) lie beside it."""
+
+    engine: str
+    precision: Precision
+    files: tuple[File, ...]
+    target: str = "any"
+    profiles: tuple[Mapping[str, DimRange], ...] = ()
+    built_from: str | None = None
+    parity: tuple[Parity, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise BundleError("an artifact needs at least one file")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network: its tensors, and what runs it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    artifact: Artifact
+    config: File | None = None
+    reference: File | None = None
+    constants: File | None = None
+
+    def __post_init__(self) -> None:
+        for kind, specs in (("input", self.inputs), ("output", self.outputs)):
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise BundleError(f"an {kind} name stands twice: {', '.join(names)}")
+            if not names:
+                raise BundleError(f"a component needs at least one {kind}")
+
+
+@dataclass(frozen=True)
+class ClipSkip:
+    """What clip-skip needs: ``hidden_states.<i>`` (i = 0 … layers) and the final layer norm, which those outputs lack.
+
+    ``weight`` and ``bias`` (f32[hidden]) are arrays in the component's ``constants`` file.
+    """
+
+    layers: int
+    epsilon: float
+    hidden_states: str = "hidden_states"
+    weight: str = "final_layer_norm.weight"
+    bias: str = "final_layer_norm.bias"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """How a prompt becomes hidden states (and a pooled vector) through one component."""
+
+    component: str
+    tokenizer: str
+    max_length: int
+    bos_token: str
+    eos_token: str
+    pad_token: str
+    hidden_states: str = "last_hidden_state"
+    pooled: str | None = None
+    clip_skip: ClipSkip | None = None
+
+    def __post_init__(self) -> None:
+        check_relative(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What feeds each input of the denoising network.
+
+    Sources: ``latents``, ``timestep``, ``text.hidden_states`` (all text encoders, concatenated along features),
+    ``text.pooled``, ``time_ids``, ``mask``, ``masked_image_latents``, ``<component>.<output>``. Several sources of one
+    input are concatenated along channels, in this order.
+    """
+
+    component: str
+    output: str
+    inputs: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """latents = (vae_encoder(picture) - shift_factor) * scaling_factor; one latent stands for ``downscale``² pixels."""
+
+    channels: int
+    downscale: int
+    scaling_factor: float
+    default_height: int
+    default_width: int
+    shift_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.downscale, self.default_height, self.default_width) < 1 or not self.scaling_factor:
+            raise BundleError("channels, downscale, scaling_factor and default sizes must be positive")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle came from: the checkpoint's name, its files' hashes, and the versions that made it."""
+
+    source: str
+    source_files: tuple[File, ...]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``sdrt.json``."""
+
+    family: str
+    components: Mapping[str, Component]
+    text_encoders: tuple[TextEncoder, ...]
+    denoiser: Denoiser
+    latents: LatentSpace
+    scheduler: str
+    files: tuple[File, ...]
+    provenance: Provenance
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_relative(self.scheduler)
+        for text in self.text_encoders:
+            if text.component not in self.components:
+                raise BundleError(f"text_encoders names component {text.component!r}, which is not in the bundle")
+            if text.clip_skip is not None and self.components[text.component].constants is None:
+                raise BundleError(f"text_encoders gives {text.component!r} a clip_skip, but it has no constants file")
+        # A bundle may hold some components only (sdrt export --component); the pipeline asks for what it needs.
+        if (denoiser := self.components.get(self.denoiser.component)) is not None:
+            fed, wanted = set(self.denoiser.inputs), {spec.name for spec in denoiser.inputs}
+            if fed != wanted:
+                raise BundleError(f"denoiser feeds {sorted(fed)}, but {self.denoiser.component} takes {sorted(wanted)}")
+        paths = [file.path for file in self.all_files()]
+        if len(set(paths)) != len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise BundleError(f"file {twice} is listed twice")
+        if MANIFEST in paths:
+            raise BundleError(f"{MANIFEST} cannot list itself")
+
+    def all_files(self) -> Iterator[File]:
+        """Every file of the bundle except ``sdrt.json``."""
+        for component in self.components.values():
+            yield from component.artifact.files
+            yield from (f for f in (component.config, component.reference, component.constants) if f is not None)
+        yield from self.files
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A manifest and the directory that it describes."""
+
+    root: Path
+    manifest: Manifest
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of a file of the bundle; BundleError when it, or the link it is, leaves the root."""
+        check_relative(relative)
+        path = self.root / relative
+        home, real = self.root.resolve(), path.resolve()
+        blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
+        if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
+            raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
+        return path
+
+    def component(self, name: str) -> Component:
+        try:
+            return self.manifest.components[name]
+        except KeyError:
+            held = ", ".join(self.manifest.components)
+            raise BundleError(
+                f"{self.root}: has no component {name!r}; it holds {held}",
+                f"export it again without --component, or with --component {name}",
+            ) from None
+
+
+def load(root: str | Path) -> Bundle:
+    """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
+
+    Hashes are left to ``damaged``. Raises BundleError, which names the file and the key.
+    """
+    root = Path(root)
+    path = root / MANIFEST
+    if not root.is_dir():
+        replaced = root.with_name(f".{root.name}.replaced")
+        hint = f"a replacement was interrupted; the old bundle is {replaced}" if replaced.is_dir() else ""
+        raise BundleError(f"{root}: no such directory", hint or "sdrt export MODEL OUT makes a bundle")
+    if not path.is_file():
+        raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", f"sdrt export MODEL {root.name}")
+    bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
+    for file in bundle.manifest.all_files():
+        try:
+            size = bundle.path(file.path).stat().st_size
+        except OSError:
+            raise BundleError(f"{root}: {file.path} is missing", _again(bundle)) from None
+        if size != file.bytes:
+            raise BundleError(f"{root}: {file.path} has {size} bytes, expected {file.bytes}", _again(bundle))
+    return bundle
+
+
+def _again(bundle: Bundle) -> str:
+    return f"copy the bundle again, or make it again from {bundle.manifest.provenance.source}"
+
+
+def parse(value: strict_json.Json, where: str) -> Manifest:
+    """Build the manifest from parsed JSON; BundleError names the first key that does not fit."""
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise BundleError(f'{where}: is not an sdrt manifest: "format" must be "{FORMAT}"')
+    version = value.get("version")
+    if type(version) is not int:
+        raise BundleError(f'{where}: "version" must be an integer, got {version!r}')
+    if version != VERSION:
+        fix = "pip install --upgrade sdrt" if version > VERSION else "make the bundle again with this sdrt"
+        raise BundleError(f"{where}: has version {version}, this sdrt reads version {VERSION}", fix)
+    return strict_json.decode(Manifest, {k: v for k, v in value.items() if k not in ("format", "version")}, where)
+
+
+def dumps(manifest: Manifest) -> str:
+    """The text of ``sdrt.json``."""
+    value = {"format": FORMAT, "version": VERSION, **strict_json.encode(manifest)}
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def save(root: Path, manifest: Manifest) -> Bundle:
+    """Write ``sdrt.json`` into a directory under construction: it comes last and makes the directory a bundle."""
+    (root / MANIFEST).write_text(dumps(manifest), encoding="utf-8")
+    return Bundle(root, manifest)
+
+
+def record(root: Path, relative: str) -> File:
+    """The ``File`` entry of a file as it lies on disk."""
+    path = root / relative
+    return File(relative, path.stat().st_size, sha256(path))
+
+
+def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """Hex digest of a file; ``progress`` is called with the bytes of each block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def damaged(bundle: Bundle, progress: Callable[[int], object] = lambda _: None) -> list[str]:
+    """Paths of the files whose sha256 is not the recorded one."""
+    return [
+        file.path
+        for file in bundle.manifest.all_files()
+        if sha256(bundle.path(file.path), progress) != file.sha256
+    ]  # fmt: skip
+
+
+def with_parity(component: Component, parity: Iterable[Parity]) -> Component:
+    """The same component with its artifact's parity figures replaced."""
+    return dataclasses.replace(component, artifact=dataclasses.replace(component.artifact, parity=tuple(parity)))
+
+
+def read_arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
+    """All arrays of an ``.npz`` file of the bundle, without pickle. BundleError when it is damaged."""
+    try:
+        with np.load(bundle.path(path), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise BundleError(f"{bundle.root / path}: cannot be read: {error}", f"sdrt verify {bundle.root}") from None

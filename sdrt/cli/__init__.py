@@ -1,0 +1,82 @@
+"""The command line: one module a command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+import sdrt
+from sdrt.errors import SdrtError
+
+COMMANDS = {
+    "export": "Trace a checkpoint into an ONNX bundle.",
+    "build": "Build an ONNX bundle for one engine.",
+    "generate": "Make pictures from a prompt.",
+    "inspect": "Show what a bundle holds.",
+    "verify": "Check a bundle's files and its parity on this machine.",
+    "doctor": "Show which engines and devices are usable here.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"sdrt.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+class Command(click.Command):
+    """A command whose help ends with examples, kept as they are written."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples.strip().splitlines():
+                    formatter.write(f"  {line.strip()}\n")
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(sdrt.__version__, "--version", prog_name="sdrt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, and log in detail.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Run Stable Diffusion on whatever chip is there: export, build, generate."""
+    ctx.obj = debug
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+        logging.getLogger("PIL").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 an error that sdrt raised, 2 wrong usage, 130 interrupted."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except SdrtError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

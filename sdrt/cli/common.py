@@ -1,0 +1,78 @@
+"""What several commands share: option parsers, output to a file or to standard output, a table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdrt.errors import InputError
+
+
+def parse_extra(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """``-O name=value`` → dict."""
+    extra: dict[str, str] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is not name=value")
+        extra[name] = text
+    return extra
+
+
+def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """``--shape 512x768`` → ((512, 768),), width first."""
+    shapes = []
+    for value in values:
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+        if match is None:
+            raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT, such as 512x512")
+        shapes.append((int(match[1]), int(match[2])))
+    return tuple(shapes)
+
+
+engine_option = click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out.")
+device_option = click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's choice when left out.")
+extra_option = click.option(
+    "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
+)
+json_option = click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output.")
+
+
+def write_json(value: Any, file: str) -> None:
+    """Write JSON to a file, or to standard output for ``-``. InputError when it cannot be written."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if file == "-":
+        click.echo(text)
+        return
+    try:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror or error}", "choose another --json") from None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    right = [all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

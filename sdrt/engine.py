@@ -1,0 +1,270 @@
+"""Engines and sessions: what runs a component, and the door through which every tensor goes.
+
+An engine is a module in ``sdrt_engines``, found by its file's name. ``open_session`` returns a session that checks
+each input before the engine sees it, serialises calls, and counts nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+import threading
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt.bundle import Artifact, Bundle, Component, Precision, TensorSpec, fits, solve
+from sdrt.errors import BundleError, DeviceError, EngineUnavailable, InputError
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+ONNX = "onnx"
+"""``Artifact.engine`` of a component as ``sdrt export`` leaves it: a graph that no engine owns yet."""
+
+DEFAULT_ENGINE = "onnxruntime"
+"""What opens an ONNX bundle when no engine is named."""
+
+NUMPY_DTYPES: dict[str, type[Any]] = {
+    "f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32, "u8": np.uint8, "i8": np.int8,
+    "bool": np.bool_,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as its engine names it (lower case), what it is, and its memory in bytes (0 when not known)."""
+
+    name: str
+    description: str
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is common to building for any engine. ``shapes`` are (width, height) in pixels; ``batch`` counts pictures.
+
+    ``extra`` holds the engine's own ``-O name=value`` options.
+    """
+
+    precision: Precision = "fp32"
+    shapes: tuple[tuple[int, int], ...] = ()
+    batch: int | None = None
+    target: str | None = None
+    threads: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What is common to opening an artifact with any engine. ``threads``: None leaves the choice to the engine."""
+
+    threads: int | None = None
+    cache: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """One loaded component."""
+
+    spec: Component
+
+    def bind(self, **constants: Array) -> None:
+        """Hand over inputs once; they are kept until bound again."""
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        """Compute all outputs; the caller owns the arrays."""
+
+    def close(self) -> None:
+        """Free what the session holds; it cannot be run any more."""
+
+
+class Engine(Protocol):
+    """Satisfied by a module in ``sdrt_engines``; importing the module must not import the engine's library."""
+
+    OPENS: tuple[str, ...]
+    """Artifacts that ``open`` takes, by ``Artifact.engine``."""
+
+    INSTALL: str
+    """The command that installs what the engine needs."""
+
+    def devices(self) -> Sequence[Device]:
+        """Devices usable here, the default one first. EngineUnavailable, which says why, when there is none."""
+
+    def build(self, source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
+        """Write component ``name`` of an ONNX bundle for this engine into ``out/<name>/``. BuildError."""
+
+    def open(self, bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> Session:
+        """Load component ``name``. DeviceError for a device that is not there; never another one instead."""
+
+
+def engine_names() -> list[str]:
+    """Names of all engines that are part of this installation, usable here or not."""
+    try:
+        package = importlib.import_module("sdrt_engines")
+    except ModuleNotFoundError:
+        return []
+    names = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg]
+    return [name.replace("_", "-") for name in names if hasattr(_module(name), "OPENS")]
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called ``name`` (``tensorrt-rtx`` is ``sdrt_engines/tensorrt_rtx.py``). EngineUnavailable if unknown."""
+    module = name.replace("-", "_")
+    if re.fullmatch(r"[a-z][a-z0-9_]*", module) and importlib.util.find_spec(f"sdrt_engines.{module}"):
+        engine = _module(module)
+        if hasattr(engine, "OPENS"):
+            return typing.cast(Engine, engine)
+    raise EngineUnavailable(
+        f"there is no engine {name!r}; known engines: {', '.join(engine_names())}", "sdrt doctor shows what is usable here"
+    )
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"sdrt_engines.{name}")
+
+
+def parse_options(kind: type[T], extra: Mapping[str, str], engine: str) -> T:
+    """Fill an engine's own options dataclass from ``-O name=value``; an unknown name lists the known ones."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, text in extra.items():
+        if name not in known:
+            listed = ", ".join(f"{n} (default {f.default})" for n, f in known.items()) or "none"
+            raise InputError(f"{engine} has no option {name!r}; known options: {listed}")
+        values[name] = _parse_option(hints[name], text, f"{engine} option {name}")
+    return kind(**values)
+
+
+def _parse_option(kind: Any, text: str, what: str) -> Any:
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise InputError(f"{what}: expected true or false, got {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{what}: expected {kind.__name__}, got {text!r}") from None
+
+
+def open_session(
+    bundle: Bundle, name: str, *, engine: str | None = None, device: str | None = None,
+    options: OpenOptions | None = None,
+) -> Session:  # fmt: skip
+    """Load component ``name`` with ``engine`` (default: the one it was built for) and check every call to it.
+
+    Raises BundleError (no such component; the engine cannot open this kind of artifact), EngineUnavailable,
+    DeviceError, InputError (an unknown option).
+    """
+    component = bundle.component(name)
+    built_for = component.artifact.engine
+    chosen = engine or (DEFAULT_ENGINE if built_for == ONNX else built_for)
+    module = find_engine(chosen)
+    if built_for not in module.OPENS and "*" not in module.OPENS:
+        if built_for == ONNX:
+            fix = f"sdrt build {bundle.root} OUT --engine {chosen}"
+        else:
+            fix = f"leave --engine out, or build for {chosen} from the ONNX bundle that this one came from"
+        raise BundleError(f"{name}: {chosen} cannot open an artifact of {built_for}", fix)
+    return CheckedSession(bundle, name, module.open(bundle, name, device, options or OpenOptions()))
+
+
+def unknown_device(engine: str, device: str, devices: Sequence[Device]) -> DeviceError:
+    """The error of every engine for a device that it does not have."""
+    held = ", ".join(d.name for d in devices)
+    return DeviceError(f"{engine} has no device {device!r} here; it has {held}", "sdrt doctor lists engines and devices")
+
+
+class CheckedSession:
+    """A session behind a check of names, dtypes, shapes and profiles, and a lock."""
+
+    def __init__(self, bundle: Bundle, name: str, session: Session) -> None:
+        self.spec = session.spec
+        self.name = name
+        self._root = bundle.root
+        self._session: Session | None = session
+        self._inputs = {spec.name: spec for spec in session.spec.inputs}
+        self._bound: dict[str, tuple[int, ...]] = {}
+        self._lock = threading.Lock()
+
+    def bind(self, **constants: Array) -> None:
+        with self._lock:
+            session = self._opened()
+            shapes = self._check(constants)
+            session.bind(**constants)
+            self._bound.update(shapes)
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        with self._lock:
+            session = self._opened()
+            shapes = self._bound | self._check(inputs)
+            if missing := [n for n in self._inputs if n not in shapes]:
+                raise InputError(f"{self.name}: input {missing[0]} is missing; expected {self._expected()}")
+            self._check_sizes(shapes)
+            return session.run(**inputs)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise InputError(f"{self.name}: the session is closed", "open the pipeline again")
+        return self._session
+
+    def _expected(self) -> str:
+        return "; ".join(map(str, self.spec.inputs))
+
+    def _check(self, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        for name, array in inputs.items():
+            spec = self._inputs.get(name)
+            if spec is None:
+                raise InputError(f"{self.name}: has no input {name!r}; expected {self._expected()}")
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"{self.name}: input {name} is {type(array).__name__}, expected a numpy array")
+            if array.dtype != NUMPY_DTYPES[spec.dtype]:
+                raise self._misfit(spec, array, f"convert it: {name}.astype(numpy.{np.dtype(NUMPY_DTYPES[spec.dtype])})")
+            fixed = all(isinstance(d, str) or d == s for d, s in zip(spec.shape, array.shape, strict=False))
+            if array.ndim != len(spec.shape) or not fixed or 0 in array.shape:
+                raise self._misfit(spec, array, "is it from another model family? sdrt inspect shows what a bundle takes")
+        return {name: array.shape for name, array in inputs.items()}
+
+    def _misfit(self, spec: TensorSpec, array: Array, fix: str) -> InputError:
+        got = f"{_dtype_name(array)}[{','.join(map(str, array.shape))}]"
+        return InputError(f"{self.name}: input {spec.name} is {got}, engine expects {str(spec).split(': ')[1]}", fix)
+
+    def _check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        sizes = solve(self.spec.inputs, shapes)
+        for spec in self.spec.inputs:
+            expected = spec.at(sizes)
+            if shapes[spec.name] != expected:
+                raise InputError(
+                    f"{self.name}: input {spec.name} has shape {list(shapes[spec.name])}, but beside the other inputs"
+                    f" it must be {list(expected)} ({spec})",
+                    "give all inputs the same batch and size",
+                )
+        profiles = self.spec.artifact.profiles
+        if profiles and not any(fits(profile, sizes) for profile in profiles):
+            held = " or ".join(", ".join(f"{s}={r}" for s, r in profile.items()) for profile in profiles)
+            asked = ", ".join(f"{s}={n}" for s, n in sizes.items())
+            engine = self.spec.artifact.engine
+            raise InputError(
+                f"{self.name}: this artifact was built for {held}; asked for {asked}",
+                f"sdrt build ONNX_BUNDLE OUT --engine {engine} --shape WxH --batch N, or use one of the sizes held",
+            )
+
+
+def _dtype_name(array: Array) -> str:
+    names = {np.dtype(dtype): name for name, dtype in NUMPY_DTYPES.items()}
+    return names.get(array.dtype, str(array.dtype))

@@ -1,0 +1,59 @@
+"""The error tree. Every error that sdrt raises on purpose is an ``SdrtError`` and says what, got, expected and the fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SdrtError(Exception):
+    """Base of all errors raised on purpose.
+
+    ``message`` says what went wrong (what, got, expected); ``fix`` says what to do next, preferably as a command.
+    """
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.fix)
+
+
+class BundleError(SdrtError):
+    """A bundle on disk is missing, damaged, of an unknown version, or cannot be written."""
+
+
+class ExportError(SdrtError):
+    """A checkpoint cannot be exported, or its graph does not compute what torch computes."""
+
+
+class BuildError(SdrtError):
+    """An engine cannot be built from a bundle."""
+
+
+class EngineUnavailable(SdrtError):
+    """An engine is unknown, or its library is not installed or not usable on this machine."""
+
+
+class DeviceError(SdrtError):
+    """A device is unknown to the engine, or not what the artifact was built for."""
+
+
+class InputError(SdrtError, ValueError):
+    """An argument or a tensor has a wrong name, type, shape or value."""
+
+
+class NumericsError(SdrtError):
+    """A component produced NaN or infinity."""
+
+
+class Cancelled(SdrtError):
+    """A generation was stopped by its caller. ``step`` is the last step that was completed, or None."""
+
+    def __init__(self, message: str, fix: str = "", step: Any = None) -> None:
+        super().__init__(message, fix)
+        self.step = step

@@ -1,0 +1,320 @@
+"""Text → picture: encode, denoise, decode. The loop is visible here, and only here."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt import image, schedulers, strict_json
+from sdrt import bundle as bundles
+from sdrt.bundle import Bundle
+from sdrt.engine import OpenOptions, Session, open_session
+from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
+from sdrt.noise import TorchGenerator, initial_latents
+from sdrt.prompt import TextConditioner
+from sdrt.request import GenerationRequest
+
+logger = logging.getLogger("sdrt")
+
+Array = NDArray[np.float32]
+Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
+"""As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …}) → None, or a dict whose ``latents``
+replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
+
+SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled")
+"""What this version can feed a denoiser with."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop: latents f32[B,C,h,w] after it, the predicted x0 likewise, and the seconds it took."""
+
+    index: int
+    total: int
+    timestep: float
+    latents: Array
+    predicted_x0: Array
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. ``steps`` holds one entry a network call."""
+
+    encode: float
+    steps: tuple[float, ...]
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """images: PIL pictures, or one array (see ``output_type``); seeds: one a picture; timings in seconds."""
+
+    images: Any
+    seeds: list[int]
+    timings: Timings
+    scheduler: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class _Run:
+    """What one generation holds. ``encode_seconds`` is filled when the stream starts."""
+
+    request: GenerationRequest
+    seeds: list[int]
+    size: tuple[int, int]
+    config: dict[str, Any]
+    encode_seconds: float = 0.0
+    steps: list[float] = field(default_factory=list)
+
+
+class Pipeline:
+    """A bundle, loaded: one session a component. Threads may share it; their generations take turns.
+
+        with Pipeline.from_pretrained("bundle") as pipe:
+            pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
+    """
+
+    def __init__(self, bundle: Bundle, sessions: dict[str, Session]) -> None:
+        self.bundle = bundle
+        self.sessions = sessions
+        facts = bundle.manifest
+        self._text = TextConditioner(bundle, sessions)
+        config = strict_json.read(bundle.path(facts.scheduler))
+        if not isinstance(config, dict):
+            raise BundleError(f"{facts.scheduler}: expected an object")
+        self.scheduler_config: dict[str, Any] = config
+        self._turn = threading.Lock()
+        self._turn_owner: int | None = None
+        self._cancelled = threading.Event()
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, engine: str | None = None, device: str | None = None, *, threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Pipeline:  # fmt: skip
+        """Load a bundle.
+
+        engine: None for the one it was built for (ONNX Runtime for an ONNX bundle). device: the engine's own name for it,
+        None for its default; never another than asked for. threads: compute threads, None for the engine's choice.
+        options: the engine's own, ``{"name": "value"}``.
+
+        Raises BundleError, EngineUnavailable, DeviceError, InputError.
+        """
+        bundle = bundles.load(path)
+        facts = bundle.manifest
+        for name, sources in facts.denoiser.inputs.items():
+            if unknown := [source for source in sources if source not in SOURCES]:
+                raise BundleError(
+                    f"{facts.denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot compute",
+                    "use a text-to-image model, or a newer sdrt",
+                )
+        started = time.perf_counter()
+        sessions: dict[str, Session] = {}
+        opening = OpenOptions(threads=threads, extra=dict(options or {}))
+        try:
+            for name in (*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"):
+                sessions[name] = open_session(bundle, name, engine=engine, device=device, options=opening)
+            pipeline = cls(bundle, sessions)
+        except BaseException:
+            for session in sessions.values():
+                session.close()
+            raise
+        logger.info("loaded %s in %.2f s", path, time.perf_counter() - started)
+        return pipeline
+
+    # -- generating ---------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, prompt: str | list[str], *, callback_on_step_end: Callback | None = None, progress: bool = False, **arguments: Any
+    ) -> Result:
+        """Generate pictures. ``arguments`` are those of GenerationRequest; ``progress`` shows a bar on standard error.
+
+        Raises InputError, NumericsError, and Cancelled with the last completed step.
+        """
+        return self.generate(_request(prompt, arguments), callback_on_step_end=callback_on_step_end, progress=progress)
+
+    def generate(
+        self, request: GenerationRequest, *, callback_on_step_end: Callback | None = None, progress: bool = False
+    ) -> Result:
+        """Generate the pictures of one request; see ``__call__``."""
+        started = time.perf_counter()
+        run = self._prepare(request)
+        step = None
+        bar = _progress_bar() if progress else None
+        for step in self._steps(run, callback_on_step_end):
+            if bar is not None:
+                bar(step)
+        assert step is not None, "a scheduler makes at least one call"
+        decoding = time.perf_counter()
+        images = self.decode(step.latents, request.output_type)
+        ended = time.perf_counter()
+        timings = Timings(run.encode_seconds, tuple(run.steps), ended - decoding, ended - started)
+        return Result(images, run.seeds, timings, str(run.config["_class_name"]), run.size)
+
+    def stream(self, prompt: str | list[str], **arguments: Any) -> Iterator[Step]:
+        """The steps of a generation, one by one; ``decode(step.latents)`` makes the picture.
+
+        Arguments are checked at the call. The pipeline is this stream's until it ends or is closed.
+        """
+        return self._steps(self._prepare(_request(prompt, arguments)), None)
+
+    def decode(self, latents: Array, output_type: str = "pil") -> Any:
+        """latents f32[B,C,h,w] → "pil": list of pictures; "np": f32[B,H,W,3] in [0,1]; "latent": the latents."""
+        if output_type not in ("pil", "np", "latent"):
+            raise InputError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'latent'")
+        if output_type == "latent":
+            return latents
+        space = self.bundle.manifest.latents
+        session = self.sessions["vae_decoder"]
+        z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
+        sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]
+        _check_finite(sample, "vae_decoder", "the picture")
+        pictures = image.from_sample(sample)
+        return image.to_pil(pictures) if output_type == "pil" else pictures
+
+    def cancel(self) -> None:
+        """Stop the generation that is running, from any thread: it raises Cancelled before its next step."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free the sessions; the pipeline cannot be used any more."""
+        self._closed = True
+        for session in self.sessions.values():
+            session.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: GenerationRequest) -> _Run:
+        """Everything about a request that can be refused before anything is computed."""
+        if self._closed:
+            raise InputError("the pipeline is closed", "load it again with Pipeline.from_pretrained")
+        space = self.bundle.manifest.latents
+        size = request.size((space.default_width, space.default_height), space.downscale)
+        shape = (space.channels, size[1] // space.downscale, size[0] // space.downscale)
+        if request.latents is not None and request.latents.shape[1:] != shape:
+            raise InputError(
+                f"latents has shape {list(request.latents.shape)}, expected {[len(request.prompts), *shape]}",
+                f"give width and height that match it: multiples of {space.downscale}",
+            )
+        config = schedulers.resolve(request.scheduler, self.scheduler_config)
+        schedulers.make(config, request.num_inference_steps)
+        return _Run(request, request.seeds(secrets.randbits(32)), size, config)
+
+    def _steps(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
+        """Wait for this generation's turn, then the loop, then hand over."""
+        if self._turn_owner == threading.get_ident():
+            raise SdrtError("a stream of this pipeline is still open in this thread", "exhaust it, or close() it, first")
+        with self._turn:
+            self._turn_owner = threading.get_ident()
+            self._cancelled.clear()
+            try:
+                yield from self._denoise(run, callback)
+            finally:
+                self._turn_owner = None
+
+    def _denoise(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
+        request, facts = run.request, self.bundle.manifest.denoiser
+        started = time.perf_counter()
+        unet = self.sessions[facts.component]
+        texts = [*request.negative_prompts, *request.prompts] if request.guided else list(request.prompts)
+        sources: dict[str, Any] = dict(self._text.encode(texts, clip_skip=request.clip_skip, truncate=request.truncate))
+        constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
+        unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
+        changing = {name: s for name, s in facts.inputs.items() if name not in constant}
+        run.encode_seconds = time.perf_counter() - started
+
+        scheduler = schedulers.make(run.config, request.num_inference_steps)
+        generators = [TorchGenerator(seed) for seed in run.seeds]
+        channels, downscale = self.bundle.manifest.latents.channels, self.bundle.manifest.latents.downscale
+        shape = (channels, run.size[1] // downscale, run.size[0] // downscale)
+        noise = request.latents if request.latents is not None else initial_latents(generators, shape)
+        latents = noise * np.float32(scheduler.init_sigma)
+        scale = np.float32(request.guidance_scale)
+        step: Step | None = None
+
+        for i, timestep in enumerate(scheduler.timesteps):
+            started = time.perf_counter()
+            if self._cancelled.is_set():
+                raise Cancelled(f"cancelled before step {i + 1} of {len(scheduler.timesteps)}", step=step)
+            scaled = scheduler.scale(latents, i)
+            sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
+            sources["timestep"] = np.array([timestep], np.float32)
+            pred = unet.run(**{name: _join(sources, names) for name, names in changing.items()})[facts.output]
+            if request.guided:
+                negative, positive = np.split(pred, 2)
+                pred = negative + scale * (positive - negative)
+            _check_finite(pred, facts.component, f"step {i + 1} of {len(scheduler.timesteps)} (timestep {timestep:g})")
+            latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, shape))
+            run.steps.append(time.perf_counter() - started)
+            step = Step(i, len(scheduler.timesteps), float(timestep), latents, x0, run.steps[-1])
+            if callback is not None:
+                step = self._called_back(callback, step)
+                latents = step.latents
+            yield step
+
+    def _called_back(self, callback: Callback, step: Step) -> Step:
+        try:
+            changed = callback(self, step.index, step.timestep, {"latents": step.latents})
+        except Cancelled as error:
+            error.step = step
+            raise
+        latents = step.latents if changed is None else changed.get("latents", step.latents)
+        if not isinstance(latents, np.ndarray) or (latents.shape, latents.dtype) != (step.latents.shape, step.latents.dtype):
+            raise InputError(f"the callback's latents are not float32{list(step.latents.shape)}")
+        return replace(step, latents=latents)
+
+
+def _request(prompt: str | list[str], arguments: dict[str, Any]) -> GenerationRequest:
+    known = [name for name, f in GenerationRequest.__dataclass_fields__.items() if f.init]
+    if unknown := [name for name in arguments if name not in known]:
+        raise InputError(f"there is no argument {unknown[0]!r}; known arguments: {', '.join(known)}")
+    return GenerationRequest(prompt, **arguments)
+
+
+def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return sources[names[0]] if len(names) == 1 else np.concatenate([sources[name] for name in names], axis=1)
+
+
+def _check_finite(array: Array, component: str, where: str) -> None:
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise NumericsError(
+            f"{component}: {where}: {bad} of {array.size} values are NaN or infinite",
+            "sdrt verify tells whether the bundle is damaged; if it is not, build this component in a higher precision",
+        )
+
+
+def _progress_bar() -> Callable[[Step], None]:
+    """A bar on standard error that makes itself at the first step, when the number of steps is known."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def update(step: Step) -> None:
+        if not bars:
+            bars.append(tqdm(total=step.total, unit="step", leave=False))
+        bars[0].update()
+        if step.index + 1 == step.total:
+            bars[0].close()
+
+    return update

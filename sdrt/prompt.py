@@ -1,0 +1,116 @@
+"""Prompts → hidden states (and pooled vectors) through the bundle's text encoders."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt.bundle import Bundle, ClipSkip, TextEncoder, read_arrays
+from sdrt.engine import NUMPY_DTYPES, Session
+from sdrt.errors import InputError, NumericsError
+from sdrt.tokenizer import ClipTokenizer
+
+
+class PromptTruncated(UserWarning):
+    """A prompt was longer than its text encoder and was cut, because ``truncate`` was asked for."""
+
+
+class PromptEncoder:
+    """One text encoder of the bundle: its tokenizer, its session, its facts."""
+
+    def __init__(self, bundle: Bundle, spec: TextEncoder, session: Session) -> None:
+        self.spec = spec
+        self.session = session
+        special = tuple(dict.fromkeys((spec.bos_token, spec.eos_token, spec.pad_token)))
+        self.tokenizer = ClipTokenizer.load(bundle.path(spec.tokenizer), special)
+        self._constants: dict[str, NDArray[np.float32]] = {}
+        constants = session.spec.constants
+        if spec.clip_skip is not None and constants is not None:
+            self._constants = read_arrays(bundle, constants.path)
+        self._dtype = NUMPY_DTYPES[session.spec.inputs[0].dtype]
+        self._input = session.spec.inputs[0].name
+
+    def tokenize(self, text: str, *, truncate: bool = False) -> list[int]:
+        """Start, the text's tokens, end, padding: ``max_length`` ids.
+
+        A text that does not fit is an InputError; with ``truncate`` it is cut, with a PromptTruncated warning.
+        """
+        ids, room = self.tokenizer.encode(text), self.spec.max_length - 2
+        if len(ids) > room:
+            lost = self._beyond(text, room)
+            message = f"the prompt has {len(ids)} tokens, {self.spec.component} takes {room}; beyond them: {lost!r}"
+            if not truncate:
+                raise InputError(message, "shorten the prompt, or cut it there with truncate=True (--truncate)")
+            warnings.warn(f"cut: {message}", PromptTruncated, stacklevel=2)
+            ids = ids[:room]
+        token = self.tokenizer.id
+        ids = [token(self.spec.bos_token), *ids, token(self.spec.eos_token)]
+        return ids + [token(self.spec.pad_token)] * (self.spec.max_length - len(ids))
+
+    def _beyond(self, text: str, room: int) -> str:
+        """What follows the last word that fits into ``room`` tokens (by bisection over the words)."""
+        words = text.split(" ")
+        low, high = 0, len(words)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self.tokenizer.encode(" ".join(words[:middle]))) <= room:
+                low = middle
+            else:
+                high = middle - 1
+        lost = " ".join(words[low:])
+        return lost if len(lost) <= 80 else lost[:77] + "..."
+
+    def encode(self, texts: Sequence[str], clip_skip: int, truncate: bool) -> dict[str, NDArray[Any]]:
+        """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]."""
+        unique = list(dict.fromkeys(texts))  # the same text twice is computed once
+        ids = np.array([self.tokenize(text, truncate=truncate) for text in unique], self._dtype)
+        outputs = self.session.run(**{self._input: ids})
+        hidden = outputs[self.spec.hidden_states]
+        if clip_skip:
+            if self.spec.clip_skip is None:
+                raise InputError(f"clip_skip is {clip_skip}, but {self.spec.component} was exported without it")
+            hidden = self._skip(outputs, self.spec.clip_skip, clip_skip)
+        result = {"hidden_states": hidden}
+        if self.spec.pooled is not None:
+            result["pooled"] = outputs[self.spec.pooled]
+        for name, array in result.items():
+            if not np.isfinite(array).all():
+                raise NumericsError(
+                    f"{self.spec.component}: {name} is not finite", "sdrt verify tells whether the bundle is damaged"
+                )
+        rows = [unique.index(text) for text in texts]
+        return {name: array[rows] for name, array in result.items()}
+
+    def _skip(self, outputs: dict[str, NDArray[Any]], facts: ClipSkip, skip: int) -> NDArray[Any]:
+        """The hidden state before the last ``skip`` layers, through the final layer norm, as in diffusers."""
+        if skip >= facts.layers:
+            raise InputError(f"clip_skip is {skip}, {self.spec.component} has {facts.layers} layers")
+        x = outputs[f"{facts.hidden_states}.{facts.layers - skip}"]
+        mean = x.mean(-1, keepdims=True)
+        variance = np.square(x - mean).mean(-1, keepdims=True)
+        weight, bias = self._constants[facts.weight], self._constants[facts.bias]
+        return (x - mean) / np.sqrt(variance + np.float32(facts.epsilon)) * weight + bias
+
+
+class TextConditioner:
+    """All text encoders of a bundle as one: hidden states side by side along features, the last pooled vector."""
+
+    def __init__(self, bundle: Bundle, sessions: dict[str, Session]) -> None:
+        specs = bundle.manifest.text_encoders
+        self.encoders = [PromptEncoder(bundle, spec, sessions[spec.component]) for spec in specs]
+
+    def encode(self, texts: Sequence[str], *, clip_skip: int = 0, truncate: bool = False) -> dict[str, NDArray[Any]]:
+        """Sources of the denoiser for one text a picture: ``text.hidden_states`` f32[B,T,C], ``text.pooled`` f32[B,D].
+
+        InputError for a prompt that is too long, NumericsError for NaN.
+        """
+        parts = [encoder.encode(texts, clip_skip, truncate) for encoder in self.encoders]
+        arrays = {"text.hidden_states": np.concatenate([part["hidden_states"] for part in parts], axis=-1)}
+        pooled = [part["pooled"] for part in parts if "pooled" in part]
+        if pooled:
+            arrays["text.pooled"] = pooled[-1]
+        return arrays

@@ -1,0 +1,129 @@
+"""One request: every parameter of a generation, its default and its check. Python call, CLI and files spell it alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt.errors import InputError
+from sdrt.noise import MAX_SEED
+
+OutputType = Literal["pil", "np", "latent"]
+
+MAX_PROMPT = 20_000
+"""Characters. Far beyond what any text encoder takes; a guard against a file passed as a prompt."""
+MAX_SIDE = 16_384
+MAX_PICTURES = 1024
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Argument names are diffusers'.
+
+    prompt, negative_prompt: a text, or a list of texts (a batch). width, height: pixels, None for the model's own size.
+    num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt.
+    num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents: f32[B,C,H/8,W/8],
+    standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the model's own. clip_skip:
+    how many of the text encoder's last layers to leave out. truncate: cut a prompt that is too long, with a warning,
+    instead of refusing it. output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+
+    Raises InputError for a value out of range.
+    """
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    num_images_per_prompt: int = 1
+    seed: int | None = None
+    latents: NDArray[np.float32] | None = None
+    scheduler: str | Mapping[str, Any] | None = None
+    clip_skip: int = 0
+    truncate: bool = False
+    output_type: OutputType = "pil"
+    prompts: tuple[str, ...] = field(init=False)
+    """One a picture."""
+    negative_prompts: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        prompts = _texts("prompt", self.prompt)
+        negative = _texts("negative_prompt", "" if self.negative_prompt is None else self.negative_prompt)
+        if len(negative) == 1:
+            negative = negative * len(prompts)
+        if len(negative) != len(prompts):
+            raise InputError(f"negative_prompt has {len(negative)} texts for {len(prompts)} prompts", "give one, or as many")
+        for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InputError(f"{name} is {value!r}, expected an integer of at least {least}")
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIDE):
+                raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
+        scale = self.guidance_scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise InputError(f"guidance_scale is {scale!r}, expected a finite number")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
+            raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
+        if self.output_type not in ("pil", "np", "latent"):
+            raise InputError(f"output_type is {self.output_type!r}, expected 'pil', 'np' or 'latent'")
+        pictures = len(prompts) * self.num_images_per_prompt
+        if pictures > MAX_PICTURES:
+            raise InputError(f"{pictures} pictures in one batch, at most {MAX_PICTURES}", "ask for them in several calls")
+        if self.latents is not None:
+            _check_latents(self.latents, pictures)
+        repeat = self.num_images_per_prompt
+        object.__setattr__(self, "prompts", tuple(p for p in prompts for _ in range(repeat)))
+        object.__setattr__(self, "negative_prompts", tuple(p for p in negative for _ in range(repeat)))
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step runs the network for the negative prompt too."""
+        return self.guidance_scale > 1
+
+    def size(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
+        """(width, height) in pixels. InputError unless both are multiples of ``multiple``."""
+        width = default[0] if self.width is None else self.width
+        height = default[1] if self.height is None else self.height
+        if width % multiple or height % multiple:
+            near = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+            raise InputError(
+                f"{width}x{height} pixels: both sides must be multiples of {multiple}", f"try {near[0]}x{near[1]}"
+            )
+        return width, height
+
+    def seeds(self, drawn: int) -> list[int]:
+        """One a picture; ``drawn`` stands in when no seed was given."""
+        first = drawn if self.seed is None else self.seed
+        return [(first + i) & MAX_SEED for i in range(len(self.prompts))]
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{name} is {type(value).__name__}, expected a text or a list of texts")
+    for text in texts:
+        if len(text) > MAX_PROMPT:
+            raise InputError(f"{name} has {len(text)} characters, at most {MAX_PROMPT}", "shorten it: 75 tokens are used")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{name} holds a lone surrogate, which is no character: {text[:40]!r}") from None
+    return tuple(texts)
+
+
+def _check_latents(latents: object, pictures: int) -> None:
+    if not isinstance(latents, np.ndarray) or latents.dtype != np.float32 or latents.ndim != 4:
+        got = f"{latents.dtype}{list(latents.shape)}" if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise InputError(f"latents is {got}, expected float32[B,C,H/8,W/8]")
+    if latents.shape[0] != pictures:
+        raise InputError(f"latents holds {latents.shape[0]} pictures, the prompts ask for {pictures}")
+    if not np.isfinite(latents).all():
+        raise InputError("latents holds NaN or infinity")

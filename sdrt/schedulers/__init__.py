@@ -1,0 +1,67 @@
+"""Schedulers by name: diffusers' class names, A1111's sampler names, or a scheduler_config.json as a dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdrt.errors import InputError
+from sdrt.schedulers.ddim import DDIM
+from sdrt.schedulers.dpmpp_2m import DPMSolverPP2M
+from sdrt.schedulers.euler import Euler
+from sdrt.schedulers.pndm import PNDM
+from sdrt.schedulers.tables import Scheduler
+
+__all__ = ["A1111", "CLASSES", "Scheduler", "make", "resolve"]
+
+CLASSES: dict[str, type[DDIM | DPMSolverPP2M | Euler | PNDM]] = {
+    "DDIMScheduler": DDIM,
+    "DPMSolverMultistepScheduler": DPMSolverPP2M,
+    "EulerDiscreteScheduler": Euler,
+    "PNDMScheduler": PNDM,
+}
+
+_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+A1111: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {**_2M, "use_karras_sigmas": False}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {**_2M, "use_karras_sigmas": True}),
+    "Euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
+    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+"""A1111 sampler names: the class, and the options that the name stands for."""
+
+
+def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The full config that ``scheduler`` means on a model whose scheduler_config.json is ``base``.
+
+    A name takes over the model's config (betas, prediction type, …) as diffusers' ``from_config`` does; a dict stands
+    alone and names its class in ``_class_name``; None is the model's own. InputError for an unknown name.
+    """
+    if scheduler is None:
+        config = dict(base)
+    elif isinstance(scheduler, str):
+        by_lower = {name.lower(): name for name in (*CLASSES, *A1111)}
+        name = by_lower.get(" ".join(scheduler.lower().split()), "")
+        if not name:
+            raise _unknown(scheduler)
+        class_name, options = A1111.get(name, (name, {}))
+        config = {**base, **options, "_class_name": class_name}
+    elif isinstance(scheduler, Mapping):
+        config = dict(scheduler)
+    else:
+        raise InputError(f"scheduler is {type(scheduler).__name__}, expected a name or a config dict")
+    if config.get("_class_name") not in CLASSES:
+        raise _unknown(config.get("_class_name"))
+    return config
+
+
+def make(config: Mapping[str, Any], steps: int) -> Scheduler:
+    """A fresh scheduler for ``steps`` steps from a config that ``resolve`` returned. InputError for what it cannot do."""
+    return CLASSES[config["_class_name"]](config, steps)
+
+
+def _unknown(name: object) -> InputError:
+    known = ", ".join((*A1111, *CLASSES))
+    return InputError(f"there is no scheduler {name!r}; known schedulers: {known}", "choose one with --scheduler")

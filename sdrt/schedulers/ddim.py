@@ -1,0 +1,68 @@
+"""DDIM: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12 with η = 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdrt.schedulers import tables
+from sdrt.schedulers.tables import Array, Noise
+
+
+@dataclass(frozen=True)
+class DDIMOptions(tables.TrainingSchedule):
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    set_alpha_to_one: bool = True
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+
+class DDIM:
+    """diffusers' DDIMScheduler."""
+
+    init_sigma = 1.0
+
+    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
+        o = tables.read_options(DDIMOptions, config, "DDIMScheduler")
+        tables.check_steps(steps, o)
+        tables.unsupported("DDIMScheduler", thresholding=(o.thresholding, False))
+        n = o.num_train_timesteps
+        if o.timestep_spacing == "linspace":
+            timesteps = np.linspace(0, n - 1, steps).round()[::-1]
+        elif o.timestep_spacing == "leading":
+            timesteps = (np.arange(steps) * (n // steps))[::-1] + o.steps_offset
+        else:
+            timesteps = np.round(np.arange(n, 0, -n / steps)) - 1
+        self.timesteps = tables.check_timesteps(timesteps, o)
+        self._stride = n // steps
+        self._alpha_bar = tables.alphas_cumprod(o)
+        self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
+        self._options = o
+
+    def scale(self, x: Array, i: int) -> Array:
+        return x
+
+    def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
+        t = int(self.timesteps[i])
+        bar, before = float(self._alpha_bar[t]), self._before(t - self._stride)
+        alpha, s = math.sqrt(bar), math.sqrt(1 - bar)
+        kind = self._options.prediction_type
+        x0 = tables.x0_from(pred, x, alpha, s, kind)
+        if kind == "epsilon":
+            epsilon = pred
+        elif kind == "v_prediction":
+            epsilon = alpha * pred + s * x
+        else:
+            epsilon = (x - alpha * x0) / s
+        if self._options.clip_sample:
+            x0 = np.clip(x0, -self._options.clip_sample_range, self._options.clip_sample_range)
+        return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
+
+    def _before(self, t: int) -> float:
+        return float(self._alpha_bar[t]) if t >= 0 else self._final
