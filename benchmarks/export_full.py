@@ -27,6 +27,7 @@ class MemorySampler(threading.Thread):
         super().__init__(daemon=True)
         self.pid, self.done = pid, threading.Event()
         self.peaks: dict[int, dict[str, int]] = {}
+        self.names: dict[int, str] = {}
 
     def run(self) -> None:
         while not self.done.wait(0.02):
@@ -35,6 +36,7 @@ class MemorySampler(threading.Thread):
                     status = Path(f"/proc/{pid}/status").read_text()
                 except OSError:
                     continue
+                self.names.setdefault(pid, _what(pid))
                 fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
                 peak = self.peaks.setdefault(pid, {"VmRSS": 0, "RssAnon": 0})
                 for name in peak:
@@ -51,6 +53,15 @@ class MemorySampler(threading.Thread):
             except OSError:
                 continue
         return found
+
+
+def _what(pid: int) -> str:
+    """``trace unet``, ``check unet``, … or the command itself."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return f"{words[3]} {json.loads(words[4])['part']}"
+    except (OSError, IndexError, ValueError, TypeError):
+        return "sdrt export"
 
 
 def main() -> None:
@@ -74,7 +85,18 @@ def main() -> None:
         sampler.done.set()
         sampler.join()
         largest = {name: max(peak[name] for peak in sampler.peaks.values()) for name in ("VmRSS", "RssAnon")}
-        print(json.dumps({"exit": code, "wall_s": round(wall, 1), "peak_rss": largest["VmRSS"], "peak_anonymous": largest["RssAnon"]}))
+        for pid, peak in sampler.peaks.items():
+            print(f"{sampler.names[pid]:22} rss {peak['VmRSS'] / 1e9:.2f} GB, anonymous {peak['RssAnon'] / 1e9:.2f} GB")
+        print(
+            json.dumps(
+                {
+                    "exit": code,
+                    "wall_s": round(wall, 1),
+                    "peak_rss": largest["VmRSS"],
+                    "peak_anonymous": largest["RssAnon"],
+                }
+            )
+        )
         sys.exit(code)
 
 

@@ -1,8 +1,8 @@
 """sdrt: Stable Diffusion on whatever chip is there.
 
-    from sdrt import Pipeline
-    with Pipeline.from_pretrained("bundle") as pipe:
-        pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
+from sdrt import Pipeline
+with Pipeline.from_pretrained("bundle") as pipe:
+    pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an engine loads for one component. ``files[0]`` is the entry; the others (external weights) lie beside it."""
+    """What an engine loads for one component. ``files[0]`` is the entry; the others (weights) lie beside it."""
 
     engine: str
     precision: Precision

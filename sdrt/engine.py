@@ -117,14 +117,15 @@ def engine_names() -> list[str]:
 
 
 def find_engine(name: str) -> Engine:
-    """The engine called ``name`` (``tensorrt-rtx`` is ``sdrt_engines/tensorrt_rtx.py``). EngineUnavailable if unknown."""
+    """The engine called ``name`` (``some-name`` is ``sdrt_engines/some_name.py``). EngineUnavailable if unknown."""
     module = name.replace("-", "_")
     if re.fullmatch(r"[a-z][a-z0-9_]*", module) and importlib.util.find_spec(f"sdrt_engines.{module}"):
         engine = _module(module)
         if hasattr(engine, "OPENS"):
             return typing.cast(Engine, engine)
     raise EngineUnavailable(
-        f"there is no engine {name!r}; known engines: {', '.join(engine_names())}", "sdrt doctor shows what is usable here"
+        f"there is no engine {name!r}; known engines: {', '.join(engine_names())}",
+        "sdrt doctor shows what is usable here",
     )
 
 
@@ -150,6 +151,10 @@ def _parse_option(kind: Any, text: str, what: str) -> Any:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         raise InputError(f"{what}: expected true or false, got {text!r}")
+    if typing.get_origin(kind) is typing.Literal:
+        if text in typing.get_args(kind):
+            return text
+        raise InputError(f"{what}: expected {', '.join(typing.get_args(kind))}, got {text!r}")
     try:
         return kind(text)
     except ValueError:
@@ -181,7 +186,9 @@ def open_session(
 def unknown_device(engine: str, device: str, devices: Sequence[Device]) -> DeviceError:
     """The error of every engine for a device that it does not have."""
     held = ", ".join(d.name for d in devices)
-    return DeviceError(f"{engine} has no device {device!r} here; it has {held}", "sdrt doctor lists engines and devices")
+    return DeviceError(
+        f"{engine} has no device {device!r} here; it has {held}", "sdrt doctor lists engines and devices"
+    )
 
 
 class CheckedSession:
@@ -234,10 +241,14 @@ class CheckedSession:
             if not isinstance(array, np.ndarray):
                 raise InputError(f"{self.name}: input {name} is {type(array).__name__}, expected a numpy array")
             if array.dtype != NUMPY_DTYPES[spec.dtype]:
-                raise self._misfit(spec, array, f"convert it: {name}.astype(numpy.{np.dtype(NUMPY_DTYPES[spec.dtype])})")
+                raise self._misfit(
+                    spec, array, f"convert it: {name}.astype(numpy.{np.dtype(NUMPY_DTYPES[spec.dtype])})"
+                )
             fixed = all(isinstance(d, str) or d == s for d, s in zip(spec.shape, array.shape, strict=False))
             if array.ndim != len(spec.shape) or not fixed or 0 in array.shape:
-                raise self._misfit(spec, array, "is it from another model family? sdrt inspect shows what a bundle takes")
+                raise self._misfit(
+                    spec, array, "is it from another model family? sdrt inspect shows what a bundle takes"
+                )
         return {name: array.shape for name, array in inputs.items()}
 
     def _misfit(self, spec: TensorSpec, array: Array, fix: str) -> InputError:
@@ -258,10 +269,11 @@ class CheckedSession:
         if profiles and not any(fits(profile, sizes) for profile in profiles):
             held = " or ".join(", ".join(f"{s}={r}" for s, r in profile.items()) for profile in profiles)
             asked = ", ".join(f"{s}={n}" for s, n in sizes.items())
-            engine = self.spec.artifact.engine
+            shape = f"{sizes['W']}x{sizes['H']}" if {"W", "H"} <= set(sizes) else "WxH"
             raise InputError(
                 f"{self.name}: this artifact was built for {held}; asked for {asked}",
-                f"sdrt build ONNX_BUNDLE OUT --engine {engine} --shape WxH --batch N, or use one of the sizes held",
+                f"use a size held, or: sdrt build ONNX_BUNDLE OUT --engine {self.spec.artifact.engine} --shape {shape}"
+                " --batch N",
             )
 
 

@@ -1,4 +1,4 @@
-"""The error tree. Every error that sdrt raises on purpose is an ``SdrtError`` and says what, got, expected and the fix."""
+"""The error tree: every error that sdrt raises on purpose is an ``SdrtError`` and says what, got, expected, fix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BuildError(SdrtError):
     """An engine cannot be built from a bundle."""
 
 
-class EngineUnavailable(SdrtError):
+class EngineUnavailable(SdrtError):  # noqa: N818 - a state, not a fault
     """An engine is unknown, or its library is not installed or not usable on this machine."""
 
 
@@ -51,7 +51,7 @@ class NumericsError(SdrtError):
     """A component produced NaN or infinity."""
 
 
-class Cancelled(SdrtError):
+class Cancelled(SdrtError):  # noqa: N818 - asked for, not a fault
     """A generation was stopped by its caller. ``step`` is the last step that was completed, or None."""
 
     def __init__(self, message: str, fix: str = "", step: Any = None) -> None:

@@ -16,7 +16,8 @@ from sdrt.errors import InputError
 
 def from_sample(sample: NDArray[np.float32]) -> NDArray[np.float32]:
     """The VAE's sample f32[B,3,H,W] around [-1,1] → pictures f32[B,H,W,3] in [0,1]; as diffusers' VaeImageProcessor."""
-    return np.clip(sample / 2 + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+    pictures = np.clip(sample / 2 + np.float32(0.5), 0, 1).astype(np.float32, copy=False).transpose(0, 2, 3, 1)
+    return pictures
 
 
 def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
@@ -25,8 +26,8 @@ def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
 
 
 def parameters_text(
-    prompt: str, negative_prompt: str, *, steps: int, sampler: str, guidance_scale: float, seed: int, size: tuple[int, int],
-    model: str, clip_skip: int = 0, version: str,
+    prompt: str, negative_prompt: str, *, steps: int, sampler: str, guidance_scale: float, seed: int,
+    size: tuple[int, int], model: str, clip_skip: int = 0, version: str,
 ) -> str:  # fmt: skip
     """The text of A1111's ``parameters`` chunk: the prompts, then one line of ``Name: value`` pairs."""
     fields = {

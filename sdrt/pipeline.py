@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt import image, schedulers, strict_json
 from sdrt import bundle as bundles
+from sdrt import image, schedulers, strict_json
 from sdrt.bundle import Bundle
 from sdrt.engine import OpenOptions, Session, open_session
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
@@ -83,8 +83,8 @@ class _Run:
 class Pipeline:
     """A bundle, loaded: one session a component. Threads may share it; their generations take turns.
 
-        with Pipeline.from_pretrained("bundle") as pipe:
-            pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
+    with Pipeline.from_pretrained("bundle") as pipe:
+        pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
     """
 
     def __init__(self, bundle: Bundle, sessions: dict[str, Session]) -> None:
@@ -108,9 +108,9 @@ class Pipeline:
     ) -> Pipeline:  # fmt: skip
         """Load a bundle.
 
-        engine: None for the one it was built for (ONNX Runtime for an ONNX bundle). device: the engine's own name for it,
-        None for its default; never another than asked for. threads: compute threads, None for the engine's choice.
-        options: the engine's own, ``{"name": "value"}``.
+        engine: None for the one it was built for (ONNX Runtime for an ONNX bundle). device: the engine's own name for
+        it, None for its default; never another than asked for. threads: compute threads, None for the engine's
+        choice. options: the engine's own, ``{"name": "value"}``.
 
         Raises BundleError, EngineUnavailable, DeviceError, InputError.
         """
@@ -119,7 +119,7 @@ class Pipeline:
         for name, sources in facts.denoiser.inputs.items():
             if unknown := [source for source in sources if source not in SOURCES]:
                 raise BundleError(
-                    f"{facts.denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot compute",
+                    f"{facts.denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot make",
                     "use a text-to-image model, or a newer sdrt",
                 )
         started = time.perf_counter()
@@ -139,7 +139,12 @@ class Pipeline:
     # -- generating ---------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, prompt: str | list[str], *, callback_on_step_end: Callback | None = None, progress: bool = False, **arguments: Any
+        self,
+        prompt: str | list[str],
+        *,
+        callback_on_step_end: Callback | None = None,
+        progress: bool = False,
+        **arguments: Any,
     ) -> Result:
         """Generate pictures. ``arguments`` are those of GenerationRequest; ``progress`` shows a bar on standard error.
 
@@ -163,7 +168,7 @@ class Pipeline:
         images = self.decode(step.latents, request.output_type)
         ended = time.perf_counter()
         timings = Timings(run.encode_seconds, tuple(run.steps), ended - decoding, ended - started)
-        return Result(images, run.seeds, timings, str(run.config["_class_name"]), run.size)
+        return Result(images, run.seeds, timings, schedulers.label(run.config), run.size)
 
     def stream(self, prompt: str | list[str], **arguments: Any) -> Iterator[Step]:
         """The steps of a generation, one by one; ``decode(step.latents)`` makes the picture.
@@ -199,7 +204,9 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- the parts ----------------------------------------------------------------------------------------------------
@@ -218,12 +225,16 @@ class Pipeline:
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
         schedulers.make(config, request.num_inference_steps)
+        for encoder in self._text.encoders:
+            encoder.check_clip_skip(request.clip_skip)
         return _Run(request, request.seeds(secrets.randbits(32)), size, config)
 
     def _steps(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
         """Wait for this generation's turn, then the loop, then hand over."""
         if self._turn_owner == threading.get_ident():
-            raise SdrtError("a stream of this pipeline is still open in this thread", "exhaust it, or close() it, first")
+            raise SdrtError(
+                "a stream of this pipeline is still open in this thread", "exhaust it, or close() it, first"
+            )
         with self._turn:
             self._turn_owner = threading.get_ident()
             self._cancelled.clear()
@@ -236,8 +247,10 @@ class Pipeline:
         request, facts = run.request, self.bundle.manifest.denoiser
         started = time.perf_counter()
         unet = self.sessions[facts.component]
-        texts = [*request.negative_prompts, *request.prompts] if request.guided else list(request.prompts)
-        sources: dict[str, Any] = dict(self._text.encode(texts, clip_skip=request.clip_skip, truncate=request.truncate))
+        texts, skips = list(request.prompts), [request.clip_skip] * len(request.prompts)
+        if request.guided:  # the negative prompt first, and in full depth, both as in diffusers
+            texts, skips = [*request.negative_prompts, *texts], [0] * len(texts) + skips
+        sources: dict[str, Any] = dict(self._text.encode(texts, skips, truncate=request.truncate))
         constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
         unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
         changing = {name: s for name, s in facts.inputs.items() if name not in constant}
@@ -279,7 +292,10 @@ class Pipeline:
             error.step = step
             raise
         latents = step.latents if changed is None else changed.get("latents", step.latents)
-        if not isinstance(latents, np.ndarray) or (latents.shape, latents.dtype) != (step.latents.shape, step.latents.dtype):
+        if not isinstance(latents, np.ndarray) or (latents.shape, latents.dtype) != (
+            step.latents.shape,
+            step.latents.dtype,
+        ):
             raise InputError(f"the callback's latents are not float32{list(step.latents.shape)}")
         return replace(step, latents=latents)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt.bundle import Bundle, ClipSkip, TextEncoder, read_arrays
+from sdrt.bundle import Bundle, TextEncoder, read_arrays
 from sdrt.engine import NUMPY_DTYPES, Session
-from sdrt.errors import InputError, NumericsError
+from sdrt.errors import BundleError, InputError, NumericsError
 from sdrt.tokenizer import ClipTokenizer
 
 
@@ -31,6 +31,8 @@ class PromptEncoder:
         constants = session.spec.constants
         if spec.clip_skip is not None and constants is not None:
             self._constants = read_arrays(bundle, constants.path)
+            if lacking := {spec.clip_skip.weight, spec.clip_skip.bias} - set(self._constants):
+                raise BundleError(f"{constants.path}: has no array {min(lacking)!r}", f"sdrt verify {bundle.root}")
         self._dtype = NUMPY_DTYPES[session.spec.inputs[0].dtype]
         self._input = session.spec.inputs[0].name
 
@@ -64,36 +66,43 @@ class PromptEncoder:
         lost = " ".join(words[low:])
         return lost if len(lost) <= 80 else lost[:77] + "..."
 
-    def encode(self, texts: Sequence[str], clip_skip: int, truncate: bool) -> dict[str, NDArray[Any]]:
-        """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]."""
+    def encode(self, texts: Sequence[str], clip_skips: Sequence[int], truncate: bool) -> dict[str, NDArray[Any]]:
+        """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]; one clip-skip a text."""
         unique = list(dict.fromkeys(texts))  # the same text twice is computed once
         ids = np.array([self.tokenize(text, truncate=truncate) for text in unique], self._dtype)
         outputs = self.session.run(**{self._input: ids})
-        hidden = outputs[self.spec.hidden_states]
-        if clip_skip:
-            if self.spec.clip_skip is None:
-                raise InputError(f"clip_skip is {clip_skip}, but {self.spec.component} was exported without it")
-            hidden = self._skip(outputs, self.spec.clip_skip, clip_skip)
+        rows = [unique.index(text) for text in texts]
+        hidden = outputs[self.spec.hidden_states][rows]
+        for i, (row, skip) in enumerate(zip(rows, clip_skips, strict=True)):
+            if skip:
+                hidden[i] = self._skipped(outputs, row, skip)
         result = {"hidden_states": hidden}
         if self.spec.pooled is not None:
-            result["pooled"] = outputs[self.spec.pooled]
+            result["pooled"] = outputs[self.spec.pooled][rows]
         for name, array in result.items():
             if not np.isfinite(array).all():
                 raise NumericsError(
                     f"{self.spec.component}: {name} is not finite", "sdrt verify tells whether the bundle is damaged"
                 )
-        rows = [unique.index(text) for text in texts]
-        return {name: array[rows] for name, array in result.items()}
+        return result
 
-    def _skip(self, outputs: dict[str, NDArray[Any]], facts: ClipSkip, skip: int) -> NDArray[Any]:
+    def check_clip_skip(self, skip: int) -> None:
+        """InputError unless the text encoder can leave out that many layers."""
+        if skip and self.spec.clip_skip is None:
+            raise InputError(f"clip_skip is {skip}, but {self.spec.component} was exported without it")
+        if self.spec.clip_skip is not None and skip >= self.spec.clip_skip.layers:
+            raise InputError(f"clip_skip is {skip}, {self.spec.component} has {self.spec.clip_skip.layers} layers")
+
+    def _skipped(self, outputs: dict[str, NDArray[Any]], row: int, skip: int) -> NDArray[Any]:
         """The hidden state before the last ``skip`` layers, through the final layer norm, as in diffusers."""
-        if skip >= facts.layers:
-            raise InputError(f"clip_skip is {skip}, {self.spec.component} has {facts.layers} layers")
-        x = outputs[f"{facts.hidden_states}.{facts.layers - skip}"]
+        facts = self.spec.clip_skip
+        assert facts is not None, "check_clip_skip has been asked"
+        x = outputs[f"{facts.hidden_states}.{facts.layers - skip}"][row]
         mean = x.mean(-1, keepdims=True)
         variance = np.square(x - mean).mean(-1, keepdims=True)
         weight, bias = self._constants[facts.weight], self._constants[facts.bias]
-        return (x - mean) / np.sqrt(variance + np.float32(facts.epsilon)) * weight + bias
+        normed: NDArray[Any] = (x - mean) / np.sqrt(variance + np.float32(facts.epsilon)) * weight + bias
+        return normed
 
 
 class TextConditioner:
@@ -103,12 +112,14 @@ class TextConditioner:
         specs = bundle.manifest.text_encoders
         self.encoders = [PromptEncoder(bundle, spec, sessions[spec.component]) for spec in specs]
 
-    def encode(self, texts: Sequence[str], *, clip_skip: int = 0, truncate: bool = False) -> dict[str, NDArray[Any]]:
-        """Sources of the denoiser for one text a picture: ``text.hidden_states`` f32[B,T,C], ``text.pooled`` f32[B,D].
+    def encode(
+        self, texts: Sequence[str], clip_skips: Sequence[int], *, truncate: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Sources of the denoiser: ``text.hidden_states`` f32[B,T,C], ``text.pooled`` f32[B,D]; one text a picture.
 
         InputError for a prompt that is too long, NumericsError for NaN.
         """
-        parts = [encoder.encode(texts, clip_skip, truncate) for encoder in self.encoders]
+        parts = [encoder.encode(texts, clip_skips, truncate) for encoder in self.encoders]
         arrays = {"text.hidden_states": np.concatenate([part["hidden_states"] for part in parts], axis=-1)}
         pooled = [part["pooled"] for part in parts if "pooled" in part]
         if pooled:

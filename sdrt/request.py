@@ -1,4 +1,4 @@
-"""One request: every parameter of a generation, its default and its check. Python call, CLI and files spell it alike."""
+"""One request: every parameter of a generation, its default and its check, for Python call, CLI and files alike."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class GenerationRequest:
     num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt.
     num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents: f32[B,C,H/8,W/8],
     standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the model's own. clip_skip:
-    how many of the text encoder's last layers to leave out. truncate: cut a prompt that is too long, with a warning,
-    instead of refusing it. output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+    how many of the text encoder's last layers to leave out for the prompt (for the negative prompt none, as in
+    diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it. output_type: "pil",
+    "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
 
     Raises InputError for a value out of range.
     """
@@ -58,7 +59,9 @@ class GenerationRequest:
         if len(negative) == 1:
             negative = negative * len(prompts)
         if len(negative) != len(prompts):
-            raise InputError(f"negative_prompt has {len(negative)} texts for {len(prompts)} prompts", "give one, or as many")
+            raise InputError(
+                f"negative_prompt has {len(negative)} texts for {len(prompts)} prompts", "give one, or as many"
+            )
         for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -76,7 +79,9 @@ class GenerationRequest:
             raise InputError(f"output_type is {self.output_type!r}, expected 'pil', 'np' or 'latent'")
         pictures = len(prompts) * self.num_images_per_prompt
         if pictures > MAX_PICTURES:
-            raise InputError(f"{pictures} pictures in one batch, at most {MAX_PICTURES}", "ask for them in several calls")
+            raise InputError(
+                f"{pictures} pictures in one batch, at most {MAX_PICTURES}", "ask for them in several calls"
+            )
         if self.latents is not None:
             _check_latents(self.latents, pictures)
         repeat = self.num_images_per_prompt
@@ -111,7 +116,9 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
         raise InputError(f"{name} is {type(value).__name__}, expected a text or a list of texts")
     for text in texts:
         if len(text) > MAX_PROMPT:
-            raise InputError(f"{name} has {len(text)} characters, at most {MAX_PROMPT}", "shorten it: 75 tokens are used")
+            raise InputError(
+                f"{name} has {len(text)} characters, at most {MAX_PROMPT}", "shorten it: 75 tokens are used"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

@@ -23,7 +23,7 @@ MAX_DEPTH = 32
 
 
 def read(path: Path) -> Json:
-    """Parse one JSON file; BundleError when it is missing, too big, not UTF-8, not JSON, nested too deeply or not finite."""
+    """Parse one JSON file; BundleError when it is missing, too big, not UTF-8, not JSON, too deep or not finite."""
     return parse(read_bytes(path), str(path))
 
 
@@ -113,7 +113,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], value: Json, where: str) -> T:
-    """Build the dataclass ``kind`` from parsed JSON. BundleError names the path of the first thing that does not fit."""
+    """Build the dataclass ``kind`` from parsed JSON. BundleError names the path of what does not fit."""
     return typing.cast(T, _decode(kind, value, where))
 
 

@@ -2,8 +2,8 @@
 
 The reference is transformers 5's CLIPTokenizer: Unicode NFC, white space folded, lower case; then letters, single
 digits, runs of other signs and English contractions are words; a word's bytes are merged, lowest rank first, leftmost
-first. Special tokens that stand in the text are recognised. Every character that this Python's Unicode tables know gives
-the reference's tokens (all of them were compared); a letter newer than those tables counts as a sign.
+first. Special tokens that stand in the text are recognised. Every character that this Python's Unicode tables know
+gives the reference's tokens (all of them were compared); a letter newer than those tables counts as a sign.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from sdrt import strict_json
 from sdrt.errors import BundleError
 
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-_WHITE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(map(chr, range(0x2000, 0x200B)))
+_WHITE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 def _byte_symbols() -> list[str]:
@@ -41,9 +43,10 @@ _BYTE_SYMBOLS = _byte_symbols()
 class ClipTokenizer:
     """Text → token ids, without start, end or padding (``sdrt.prompt`` adds those)."""
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], special: tuple[str, ...]) -> None:
+    def __init__(self, vocabulary: dict[str, int], ranks: dict[str, int], special: tuple[str, ...]) -> None:
+        """``ranks``: the rank of each merge ``"left right"``, lowest first."""
         self._ids = vocabulary
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._ranks = ranks
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
         self._word_ids = lru_cache(maxsize=4096)(self._merge)
 
@@ -51,11 +54,11 @@ class ClipTokenizer:
     def load(cls, folder: Path, special: tuple[str, ...]) -> ClipTokenizer:
         """Read ``vocab.json`` and ``merges.txt``. BundleError when they are damaged or lack a special token."""
         ids = _read_vocabulary(folder / "vocab.json")
-        merges = _read_merges(folder / "merges.txt", ids)
+        ranks = _read_merges(folder / "merges.txt", ids)
         for token in (*special, *_BYTE_SYMBOLS, *(symbol + "</w>" for symbol in _BYTE_SYMBOLS)):
             if token not in ids:
                 raise BundleError(f"{folder / 'vocab.json'}: has no token {token!r}")
-        return cls(ids, merges, special)
+        return cls(ids, ranks, special)
 
     def id(self, token: str) -> int:
         return self._ids[token]
@@ -81,9 +84,9 @@ class ClipTokenizer:
 
         def push(left: int) -> None:
             if left >= 0 and (right := following[left]) >= 0:
-                pair = (symbols[left], symbols[right])
-                if (rank := self._ranks.get(pair)) is not None:
-                    heapq.heappush(heap, (rank, left, *pair))
+                first, second = symbols[left], symbols[right]
+                if (rank := self._ranks.get(f"{first} {second}")) is not None:
+                    heapq.heappush(heap, (rank, left, first, second))
 
         for position in range(len(symbols)):
             push(position)
@@ -112,19 +115,21 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return ids
 
 
-def _read_merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
+def _read_merges(path: Path, ids: dict[str, int]) -> dict[str, int]:
+    """Rank of each merge, by its line ``"left right"``. Checked in bulk, as 48,894 lines one by one would be felt."""
     try:
         lines = strict_json.read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: is not UTF-8: {error}") from None
-    merges: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        left, space, right = line.partition(" ")
-        if left + right in ids and space and " " not in right:
-            merges.append((left, right))
-        elif line and not (number == 1 and line.startswith("#version")):
-            raise BundleError(f"{path}: line {number} is not a merge of this vocabulary: {line[:40]!r}")
-    return merges
+    first = 1 if lines[0].startswith("#version") else 0
+    last = len(lines) if lines[-1] else len(lines) - 1
+    lines = lines[first:last]
+    text = "\n".join(lines)
+    if not ids.keys() >= set(text.replace(" ", "").split("\n")) or text.count(" ") != len(lines):
+        for number, line in enumerate(lines, first + 1):
+            if line.count(" ") != 1 or line.replace(" ", "") not in ids:
+                raise BundleError(f"{path}: line {number} is not a merge of this vocabulary: {line[:40]!r}")
+    return dict(zip(lines, range(len(lines)), strict=True))
 
 
 def _normalize(text: str) -> str:

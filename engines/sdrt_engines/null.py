@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sdrt.bundle import Artifact, Bundle, Component, solve
-from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, unknown_device
+from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
 
 OPENS = ("*",)
 INSTALL = "nothing to install"
+
+
+@dataclass(frozen=True)
+class NullOptions:
+    """The null engine has no options of its own."""
 
 
 def devices() -> Sequence[Device]:
@@ -24,6 +29,7 @@ def devices() -> Sequence[Device]:
 
 
 def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
+    parse_options(NullOptions, options.extra, "null")
     artifact = source.component(name).artifact
     for file in artifact.files:
         (out / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +40,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
 def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> NullSession:
     if device not in (None, "null", "cpu"):
         raise unknown_device("null", device, devices())
+    parse_options(NullOptions, options.extra, "null")
     return NullSession(bundle.component(name))
 
 

@@ -7,15 +7,23 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, record
 from sdrt.engine import (
-    ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device,
+    ONNX,
+    Array,
+    BuildOptions,
+    Device,
+    OpenOptions,
+    parse_options,
+    unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
+from sdrt_engines.graph import load_graph
+from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
@@ -27,12 +35,23 @@ class OrtOptions:
 
     prepack: lay weights out for the kernels when loading (faster runs, a second copy of the weights in memory).
     arena: keep freed memory for the next run (faster, higher peak).
+    plan: decide when loading which tensors share memory. Planning takes most of a U-Net's load time, and with the arena
+    neither peak memory nor speed was better for it (benchmarks/LOG.md).
     spin: threads wait busily for work (faster, keeps cores busy between calls).
+    optimization: how far the graph is rewritten when loading; "all" copies convolution weights into this CPU's layout
+    (faster runs, slower load, a second copy in memory), "extended" leaves them mapped from the file.
     """
 
     prepack: bool = True
     arena: bool = True
+    plan: bool = False
     spin: bool = True
+    optimization: Literal["all", "extended", "basic", "none"] = "all"
+
+
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,9 +101,13 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         fix = "give the bundle that sdrt export wrote"
         raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
     if options.precision != "fp32":
-        raise BuildError(f"{name}: onnxruntime is built in fp32 only, asked for {options.precision}", "--precision fp32")
+        raise BuildError(
+            f"{name}: onnxruntime is built in fp32 only, asked for {options.precision}", "--precision fp32"
+        )
     if options.target not in (None, "any"):
-        raise BuildError(f"{name}: onnxruntime's graphs run on any CPU, asked for target {options.target}", "leave it out")
+        raise BuildError(
+            f"{name}: onnxruntime's graphs run on any CPU, asked for target {options.target}", "leave it out"
+        )
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     settings = library.SessionOptions()
@@ -103,8 +126,12 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
                 size = {"H": height, "W": width}[symbol]
                 settings.add_free_dimension_override_by_name(dim, -(-size // int(divisor or 1)))
     entry = source.path(component.artifact.files[0].path)
+    model = load_graph(entry)
+    group_norm_as_instance_norm(model)
+    # The rewritten graph is handed over in memory; its weights stay in the file beside the original.
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(entry.parent))
     try:
-        library.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+        library.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BuildError(f"{name}: onnxruntime {library.__version__} cannot load the graph: {error}") from error
     names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
@@ -154,8 +181,10 @@ class OrtSession:
         self.spec = bundle.component(name)
         settings = library.SessionOptions()
         settings.log_severity_level = 3
+        settings.graph_optimization_level = getattr(library.GraphOptimizationLevel, _LEVELS[own.optimization])
         settings.enable_cpu_mem_arena = own.arena
         settings.enable_mem_pattern = own.arena
+        settings.enable_mem_reuse = own.plan
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         settings.add_session_config_entry("session.disable_prepacking", "0" if own.prepack else "1")

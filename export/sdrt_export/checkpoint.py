@@ -1,4 +1,4 @@
-"""A checkpoint on disk in diffusers' layout: where it is, what its configs say, where its weights lie. No torch here."""
+"""A checkpoint on disk in diffusers' layout: where it is, what its configs say, where its weights lie."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class Checkpoint:
                 f"{self.name}: {folder} has its weights in {pickles[0]}, a pickle, which can run code when it is read",
                 "convert it where you trust it: diffusers' pipeline.save_pretrained(DIR, safe_serialization=True)",
             )
-        raise ExportError(f"{self.name}: {folder} has no safetensors file", "the checkpoint is incomplete: download it again")
+        raise ExportError(
+            f"{self.name}: {folder} has no safetensors file", "the checkpoint is incomplete: download it again"
+        )
 
     def _shards(self, folder: str, index: Path) -> list[Path]:
         shards = self.json(f"{folder}/{index.name}").get("weight_map")
@@ -68,7 +70,9 @@ class Checkpoint:
         for name in sorted(set(shards.values())):
             check_relative(name)
             if not (index.parent / name).is_file():
-                raise ExportError(f"{index.parent / name}: is missing", "the checkpoint is incomplete: download it again")
+                raise ExportError(
+                    f"{index.parent / name}: is missing", "the checkpoint is incomplete: download it again"
+                )
             paths.append(index.parent / name)
         return paths
 
@@ -79,7 +83,7 @@ class Checkpoint:
 
 
 def locate(model: str) -> Checkpoint:
-    """A local directory, or a Hub id such as ``stable-diffusion-v1-5/stable-diffusion-v1-5``. ExportError when neither."""
+    """A local directory, or a Hub id (``stable-diffusion-v1-5/stable-diffusion-v1-5``). ExportError when neither."""
     path = Path(model)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
@@ -106,7 +110,7 @@ def _download(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
     except LocalEntryNotFoundError:
         raise ExportError(
-            f"{model}: no such directory here, and the Hugging Face Hub cannot be reached, nor is it in its local cache",
+            f"{model}: no such directory here, and the Hugging Face Hub cannot be reached, nor is it in its cache",
             "give a local directory, or try again with a network",
         ) from None
     except HfHubHTTPError as error:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,20 +27,21 @@ from sdrt_export import families
 from sdrt_export.checkpoint import Checkpoint
 from sdrt_export.families import Facts, Family, Part
 
-STAGES = ("import", "weights", "capture", "lower", "optimize", "save", "reference", "check")
-"""What a component goes through, in order."""
+STAGES = {
+    "import": 5, "weights": 1, "capture": 18, "lower": 32, "optimize": 10, "save": 8, "reference": 8, "check": 8,
+}  # fmt: skip
+"""What a component goes through, in order, and how its time divides (full-size SD 1.5; see benchmarks/LOG.md)."""
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One message of a running export: ``done`` of ``total`` stages of all components, and what comes now."""
+    """What a running export is about to do, and the fraction of the whole, in [0, 1], that lies behind it."""
 
     component: str
     stage: str
-    done: int
-    total: int
+    fraction: float
 
 
 Report = Callable[[Progress], object]
@@ -62,7 +62,7 @@ def export(
     with new_directory(out, force=force) as staging, ThreadPoolExecutor(1) as hashing:
         sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
         made: dict[str, Component] = {}
-        tracker = _Tracker(report, len(parts))
+        tracker = _Tracker(report, parts)
         for part in parts:
             made[part.name] = _export_part(checkpoint, family, part, staging, tracker)
         files = _copy_configs(checkpoint, staging)
@@ -72,14 +72,14 @@ def export(
 
 
 class _Tracker:
-    def __init__(self, report: Report, parts: int) -> None:
-        self._report, self._total, self._finished = report, parts * len(STAGES), 0
+    def __init__(self, report: Report, parts: Sequence[Part]) -> None:
+        self._report, self._parts = report, parts
 
-    def at(self, part: str, stage: str) -> None:
-        self._report(Progress(part, stage, self._finished + STAGES.index(stage), self._total))
-
-    def finished(self) -> None:
-        self._finished += len(STAGES)
+    def at(self, part: Part, stage: str) -> None:
+        stages = list(STAGES)
+        behind = sum(STAGES[name] for name in stages[: stages.index(stage)]) / sum(STAGES.values()) * part.share
+        behind += sum(other.share for other in self._parts[: self._parts.index(part)])
+        self._report(Progress(part.name, stage, behind / sum(other.share for other in self._parts)))
 
 
 def _chosen(family: Family, checkpoint: Checkpoint, components: Sequence[str]) -> list[Part]:
@@ -99,7 +99,9 @@ def _check_disk(checkpoint: Checkpoint, parts: Sequence[Part], out: Path) -> Non
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise ExportError(f"{folder}: {free / 2**30:.1f} GiB free, the bundle needs {need / 2**30:.1f} GiB", "free some")
+        raise ExportError(
+            f"{folder}: {free / 2**30:.1f} GiB free, the bundle needs {need / 2**30:.1f} GiB", "free some"
+        )
 
 
 def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Path, tracker: _Tracker) -> Component:
@@ -107,7 +109,7 @@ def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Pa
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(checkpoint.config(part.folder), indent=2) + "\n", encoding="utf-8")
     job = {"root": str(checkpoint.root), "name": checkpoint.name, "family": family.NAME, "part": part.name}
-    _work("trace", job | {"out": str(staging)}, lambda stage: tracker.at(part.name, stage))
+    _work("trace", job | {"out": str(staging)}, lambda stage: tracker.at(part, stage))
     files = [f"{part.name}/{name}" for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()]
 
     def recorded(name: str) -> File | None:
@@ -123,8 +125,7 @@ def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Pa
     )
     manifest = _manifest(checkpoint, family, {part.name: component}, (), ())
     job = {"out": str(staging), "manifest": json.loads(bundles.dumps(manifest)), "part": part.name}
-    result = _work("check", job, lambda stage: tracker.at(part.name, stage))
-    tracker.finished()
+    result = _work("check", job, lambda stage: tracker.at(part, stage))
     return bundles.with_parity(component, (Parity(**figure) for figure in result["parity"]))
 
 
@@ -154,7 +155,9 @@ def _work(step: str, job: dict[str, Any], stage: Callable[[str], None]) -> dict[
         said = log.read().decode(errors="replace").strip().splitlines()
     what = f"{job['part']}: the process that ran {step!r} died with exit status {process.returncode}"
     if process.returncode == -9:
-        raise ExportError(f"{what}: killed, most likely for want of memory", "close other programs, or export on a larger machine")
+        raise ExportError(
+            f"{what}: killed, most likely for want of memory", "close other programs, or export on a larger machine"
+        )
     raise ExportError(f"{what}: {said[-1] if said else 'it said nothing'}\n" + "\n".join(said[-12:]))
 
 
@@ -189,7 +192,11 @@ def _bpe(checkpoint: Checkpoint, folder: Path) -> tuple[str, str]:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return (folder / "vocab.json").read_text(encoding="utf-8"), (folder / "merges.txt").read_text(encoding="utf-8")
     model = checkpoint.json("tokenizer/tokenizer.json").get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+    if (
+        not isinstance(model, dict)
+        or not isinstance(model.get("vocab"), dict)
+        or not isinstance(model.get("merges"), list)
+    ):
         raise ExportError(f"{folder / 'tokenizer.json'}: holds no byte-pair vocabulary")
     lines = [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in model["merges"]]
     return json.dumps(model["vocab"], ensure_ascii=False), "#version: 0.2\n" + "\n".join(lines) + "\n"

@@ -109,7 +109,7 @@ def make_checkpoint(
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", model_max_length=77)
     tokenizer.save_pretrained(out / "tokenizer")
     write_clip_vocabulary(vocabulary, out / "tokenizer")  # transformers 5 keeps tokenizer.json alone
-    (out / "scheduler").mkdir()
+    (out / "scheduler").mkdir(exist_ok=True)
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler or SD15_SCHEDULER, indent=2))
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -140,6 +140,7 @@ def _randomize_norms_and_biases(model: Any, generator: Any) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Make a Stable Diffusion 1.x checkpoint with random weights.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")

@@ -18,11 +18,14 @@ from sdrt_export.families import Part
 OPSET = 23
 
 
-def export_graph(part: Part, network: Any, state: dict[str, Any], fake: Any, path: Path, stage: Callable[[str], None]) -> None:
+def export_graph(
+    part: Part, network: Any, state: dict[str, Any], fake: Any, path: Path, stage: Callable[[str], None]
+) -> None:
     """Write ``path`` and ``path``.data.
 
-    ``network`` was built under ``fake``, a FakeTensorMode (its parameters are shapes only), or is real and ``fake`` does
-    nothing; ``state`` holds the real weights by parameter name. ``stage`` is told what is being done. ExportError when torch cannot trace the network.
+    ``network`` was built under ``fake``, a FakeTensorMode (its parameters are shapes only), or is real and ``fake``
+    does nothing; ``state`` holds the real weights by parameter name. ``stage`` is told what is being done. ExportError
+    when the graph is not what the part says.
     """
     import torch
 
@@ -91,7 +94,9 @@ def _tidy(model: Any, part: Part) -> None:
                 value.shape = None
     for values, specs in ((model.graph.inputs, part.inputs), (model.graph.outputs, part.outputs)):
         if [value.name for value in values] != [spec.name for spec in specs]:
-            raise ExportError(f"{part.name}: the graph has {[v.name for v in values]}, expected {[s.name for s in specs]}")
+            raise ExportError(
+                f"{part.name}: the graph has {[v.name for v in values]}, expected {[s.name for s in specs]}"
+            )
         for value, spec in zip(values, specs, strict=True):
             value.metadata_props.clear()
             value.shape = ir.Shape(spec.shape)

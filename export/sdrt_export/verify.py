@@ -1,4 +1,4 @@
-"""Reference vectors: random inputs and torch's float32 outputs at each of a part's cases; and the graph held against them."""
+"""Reference vectors: random inputs and torch's float32 outputs at each of a part's cases; the graph against them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def write_reference(part: Part, network: Any, path: Path) -> None:
             arrays.update({f"{case}/in/{name}": array for name, array in inputs.items()})
             for spec, tensor in zip(part.outputs, tensors, strict=True):
                 if tuple(tensor.shape) != spec.at(sizes):
-                    raise ExportError(f"{part.name}: torch's {spec.name} is {list(tensor.shape)}, expected {spec} at {case}")
+                    raise ExportError(
+                        f"{part.name}: torch's {spec.name} is {list(tensor.shape)}, expected {spec} at {case}"
+                    )
                 if not torch.isfinite(tensor).all():
                     raise ExportError(f"{part.name}: torch itself gives NaN or infinity in {spec.name} at {case}")
                 arrays[f"{case}/out/{spec.name}"] = tensor.numpy()
@@ -57,11 +59,11 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], part: Part, generator: 
 
 
 def check(bundle: Bundle, name: str) -> list[Parity]:
-    """Hold one component's graph, run by ONNX Runtime, against its reference vectors. ExportError when it is not the same.
+    """Hold one component's graph, run by ONNX Runtime, against its reference vectors. ExportError when it differs.
 
-    Weights stay mapped from the file (no prepacking), so that this takes little memory too.
+    Weights stay mapped from the file, so that this takes little memory too.
     """
-    options = OpenOptions(extra={"prepack": "false", "arena": "false"})
+    options = OpenOptions(extra={"prepack": "false", "arena": "false", "optimization": "extended"})
     session = open_session(bundle, name, engine="onnxruntime", options=options)
     try:
         figures = list(measure(bundle, name, session))

@@ -24,10 +24,9 @@ def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
                 kinds = {file.get_slice(name).get_dtype() for name in names}
-            if kinds & {"F16", "BF16", "F64"}:
-                path = _rewritten(path, scratch / f"{path.stem}.fp32.safetensors")
-            file = safe_open(path, "pt")
-            state.update({name: file.get_tensor(name) for name in names})
+            reduced = bool(kinds & {"F16", "BF16", "F64"})
+            mapped: Any = safe_open(_rewritten(path, scratch / f"{path.stem}.fp32.safetensors") if reduced else path, "pt")
+            state.update({name: mapped.get_tensor(name) for name in names})
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None
     return state
@@ -72,11 +71,14 @@ def load_into(model: Any, state: dict[str, Any]) -> None:
     transformers' CLIP has lost its ``text_model.`` prefix; a checkpoint may have it still.
     """
     wanted = set(model.state_dict())
-    if not wanted <= set(state):
-        bare = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-        state = bare if wanted <= set(bare) else {f"text_model.{name}": tensor for name, tensor in bare.items()}
     if hasattr(model, "_fix_state_dict_keys_on_load"):
         model._fix_state_dict_keys_on_load(state)
+    for renamed in (
+        {name.removeprefix("text_model."): tensor for name, tensor in state.items()},
+        {f"text_model.{name}": tensor for name, tensor in state.items()},
+    ):
+        if not wanted <= set(state) and wanted <= set(renamed):
+            state = renamed
     missing = sorted(wanted - set(state))
     extra = sorted(name for name in set(state) - wanted if not name.endswith("position_ids"))
     if missing or extra:

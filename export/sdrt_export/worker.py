@@ -25,7 +25,7 @@ from sdrt_export.checkpoint import Checkpoint
 
 
 def trace(job: dict[str, Any]) -> dict[str, Any]:
-    """Write ``<out>/<part>/`` model.onnx, model.onnx.data, reference.npz and, where the family has any, constants.npz."""
+    """Write model.onnx, model.onnx.data, reference.npz and, where the family has some, constants.npz."""
     _tell(stage="import")
     import numpy as np
 
@@ -96,6 +96,7 @@ def _tell(**message: Any) -> None:
 
 
 def main() -> int:
+    """Run the step that the command line names; exit status 1 for an error that was told."""
     step, job = sys.argv[1], json.loads(sys.argv[2])
     try:
         _tell(result={"trace": trace, "check": check}[step](job))

@@ -37,11 +37,15 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 
 engine_option = click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out.")
 device_option = click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's choice when left out.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's choice when left out."
+)
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
-json_option = click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output.")
+json_option = click.option(
+    "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
+)
 
 
 def write_json(value: Any, file: str) -> None:

@@ -13,11 +13,6 @@ from sdrt.errors import ExportError
 
 INSTALL = "pip install 'sdrt[export]'"
 
-# How the time of one component divides among its stages on a full-size SD 1.5 (measured; see benchmarks/LOG.md).
-WEIGHTS = {"import": 5, "weights": 1, "capture": 18, "lower": 32, "optimize": 10, "save": 8, "reference": 8, "check": 8}
-# And among the components: the U-Net takes longest.
-SHARES = {"text_encoder": 0.7, "unet": 2.3, "vae_encoder": 0.5, "vae_decoder": 0.5}
-
 
 @click.command(
     cls=Command,
@@ -34,8 +29,8 @@ SHARES = {"text_encoder": 0.7, "unet": 2.3, "vae_encoder": 0.5, "vae_decoder": 0
 def command(model: str, out: str, components: tuple[str, ...], force: bool) -> None:
     """Trace the checkpoint MODEL into the ONNX bundle OUT.
 
-    MODEL is a directory in diffusers' layout or a Hugging Face Hub id. Every graph is checked against torch; a graph that
-    differs fails the export and leaves no bundle.
+    MODEL is a directory in diffusers' layout or a Hugging Face Hub id. Every graph is checked against torch; a graph
+    that differs fails the export and leaves no bundle.
     """
     try:
         exporter: Any = importlib.import_module("sdrt_export.exporter")
@@ -49,33 +44,18 @@ def command(model: str, out: str, components: tuple[str, ...], force: bool) -> N
     from tqdm import tqdm
 
     with tqdm(total=1.0, unit="", bar_format="{desc:32} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}") as bar:
-        shown = _Shown(bar)
-        bundle = exporter.export(model, out, components=components, force=force, report=shown)
+
+        def show(progress: Any) -> None:
+            bar.n = progress.fraction
+            bar.set_description_str(f"{progress.component}: {progress.stage}")
+
+        bundle = exporter.export(model, out, components=components, force=force, report=show)
         bar.n = 1.0
         bar.set_description_str("done")
     worst = min(
-        (p.psnr for c in bundle.manifest.components.values() for p in c.artifact.parity if p.psnr is not None), default=None
+        (p.psnr for c in bundle.manifest.components.values() for p in c.artifact.parity if p.psnr is not None),
+        default=None,
     )
     click.echo(f"{out}: {', '.join(bundle.manifest.components)} in {time.perf_counter() - started:.0f} s", err=True)
     click.echo(f"worst parity with torch: {'identical' if worst is None else f'{worst:.1f} dB'}", err=True)
     click.echo(f'next: sdrt generate "a lighthouse" -m {out} -o lighthouse.png', err=True)
-
-
-class _Shown:
-    """Turns the exporter's messages into a fraction of the whole, by what each stage was seen to take."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        self.finished: dict[str, float] = {}
-
-    def __call__(self, progress: Any) -> None:
-        components = progress.total // len(WEIGHTS)
-        self.finished.setdefault(progress.component, 0.0)
-        before = sum(SHARES.get(name, 1.0) for name in self.finished if name != progress.component)
-        stages = list(WEIGHTS)
-        inside = sum(WEIGHTS[stage] for stage in stages[: stages.index(progress.stage)]) / sum(WEIGHTS.values())
-        known = sum(SHARES.values())
-        whole = known if components == len(SHARES) else max(before + SHARES.get(progress.component, 1.0), components)
-        self.bar.n = min(1.0, (before + inside * SHARES.get(progress.component, 1.0)) / whole)
-        self.bar.set_description_str(f"{progress.component}: {progress.stage}")
-        self.bar.refresh()

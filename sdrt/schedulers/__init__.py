@@ -12,7 +12,7 @@ from sdrt.schedulers.euler import Euler
 from sdrt.schedulers.pndm import PNDM
 from sdrt.schedulers.tables import Scheduler
 
-__all__ = ["A1111", "CLASSES", "Scheduler", "make", "resolve"]
+__all__ = ["A1111", "CLASSES", "Scheduler", "label", "make", "resolve"]
 
 CLASSES: dict[str, type[DDIM | DPMSolverPP2M | Euler | PNDM]] = {
     "DDIMScheduler": DDIM,
@@ -58,8 +58,17 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
 
 
 def make(config: Mapping[str, Any], steps: int) -> Scheduler:
-    """A fresh scheduler for ``steps`` steps from a config that ``resolve`` returned. InputError for what it cannot do."""
+    """A fresh scheduler for ``steps`` steps from a config that ``resolve`` returned. InputError for what it can not."""
     return CLASSES[config["_class_name"]](config, steps)
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """The A1111 name that a config amounts to, or its class's name where there is none."""
+    assumed = {**_2M, "use_karras_sigmas": False}  # the classes' own defaults
+    for name, (class_name, options) in A1111.items():
+        if config["_class_name"] == class_name and all(config.get(k, assumed.get(k)) == v for k, v in options.items()):
+            return name
+    return str(config["_class_name"])
 
 
 def _unknown(name: object) -> InputError:

@@ -15,6 +15,8 @@ from sdrt.schedulers.tables import Array, Noise
 
 @dataclass(frozen=True)
 class DDIMOptions(tables.TrainingSchedule):
+    """Options of DDIMScheduler; names and defaults are diffusers'."""
+
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     set_alpha_to_one: bool = True
@@ -34,7 +36,7 @@ class DDIM:
         tables.unsupported("DDIMScheduler", thresholding=(o.thresholding, False))
         n = o.num_train_timesteps
         if o.timestep_spacing == "linspace":
-            timesteps = np.linspace(0, n - 1, steps).round()[::-1]
+            timesteps: Array = np.linspace(0, n - 1, steps).round()[::-1]
         elif o.timestep_spacing == "leading":
             timesteps = (np.arange(steps) * (n // steps))[::-1] + o.steps_offset
         else:

@@ -16,6 +16,8 @@ from sdrt.schedulers.tables import Array, Noise
 
 @dataclass(frozen=True)
 class DPMSolverOptions(tables.TrainingSchedule):
+    """Options of DPMSolverMultistepScheduler; names and defaults are diffusers'."""
+
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
     solver_order: int = 2
     thresholding: bool = False

@@ -1,4 +1,7 @@
-"""Euler: algorithm 2 of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", without churn."""
+"""Euler: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364.
+
+Algorithm 2 without churn and without its second-order correction.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from sdrt.schedulers.tables import Array, Noise
 
 @dataclass(frozen=True)
 class EulerOptions(tables.TrainingSchedule):
+    """Options of EulerDiscreteScheduler; names and defaults are diffusers'."""
+
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
     interpolation_type: Literal["linear", "log_linear"] = "linear"
     use_karras_sigmas: bool | None = False
@@ -70,7 +75,8 @@ class Euler:
         self._kind = o.prediction_type
 
     def scale(self, x: Array, i: int) -> Array:
-        return x / np.sqrt(self._sigmas[i] ** 2 + 1)
+        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
+        return scaled
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         # float32 scalars in diffusers' order of operations: where σ is 4096 (zero terminal SNR), x + d·Δσ cancels, and

@@ -1,7 +1,7 @@
-"""PLMS: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778, without Runge–Kutta.
+"""PLMS: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv 2202.09778.
 
-The default of Stable Diffusion 1.x checkpoints. The second network call repeats the second timestep, so that n steps
-take n + 1 calls.
+Without the Runge-Kutta warm-up: the default of Stable Diffusion 1.x checkpoints. The second network call repeats the
+second timestep, so that n steps take n + 1 calls.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sdrt.schedulers.tables import Array, Noise
 
 @dataclass(frozen=True)
 class PNDMOptions(tables.TrainingSchedule):
+    """Options of PNDMScheduler; names and defaults are diffusers'."""
+
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
 
@@ -39,7 +41,7 @@ class PNDM:
         )
         n = o.num_train_timesteps
         if o.timestep_spacing == "linspace":
-            rising = np.linspace(0, n - 1, steps).round()
+            rising: Array = np.linspace(0, n - 1, steps).round()
         elif o.timestep_spacing == "leading":
             rising = np.arange(steps) * (n // steps) + o.steps_offset
         else:

@@ -8,6 +8,7 @@ a schedule's rounding is part of the picture.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from sdrt.errors import InputError
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""float32, unless a comment says otherwise."""
 Noise = Callable[[], Array]
 """Draws fresh standard normal noise of the latents' shape."""
 
@@ -76,7 +78,7 @@ def betas(options: TrainingSchedule) -> Array:
     if options.beta_schedule == "scaled_linear":
         return linspace(math.sqrt(options.beta_start), math.sqrt(options.beta_end), n) ** 2
     bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
-    return np.array([min(1 - after / before, 0.999) for before, after in zip(bar, bar[1:], strict=False)], np.float32)
+    return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)], np.float32)
 
 
 def linspace(start: float, end: float, n: int) -> Array:
@@ -137,7 +139,8 @@ def karras(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64
     """f64[steps], falling from sigma_max to sigma_min: arXiv 2206.00364, equation 5, with ρ = 7."""
     rho = 7.0
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + np.linspace(0, 1, steps) * (low - high)) ** rho
+    sigmas: NDArray[np.float64] = (high + np.linspace(0, 1, steps) * (low - high)) ** rho
+    return sigmas
 
 
 def sigma_to_t(sigmas: NDArray[np.float64], log_sigmas: Array) -> NDArray[np.float64]:
@@ -179,7 +182,7 @@ def read_options(kind: type[O], config: Mapping[str, Any], name: str) -> O:
 
 
 def _option(hint: Any, value: Any, where: str) -> Any:
-    """One value as its annotation has it. The annotations used are: bool, int, float, Literal, tuple of floats, | None."""
+    """One value as its annotation has it: bool, int, float, Literal, tuple of floats, or one of them ``| None``."""
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     for kind in kinds:
         number = type(value) in (int, float) and math.isfinite(value)
@@ -203,8 +206,8 @@ FOREIGN = frozenset({
     "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas",
     "use_flow_sigmas", "flow_shift", "final_sigmas_type", "lambda_min_clipped", "interpolation_type", "sigma_min",
     "sigma_max", "timestep_type", "use_dynamic_shifting", "time_shift_type", "timestep_scaling",
-    "original_inference_steps", "predict_x0", "solver_p", "disable_corrector", "sigma_data", "rho", "noise_sampler_seed",
-    "shift_terminal", "eta",
+    "original_inference_steps", "predict_x0", "solver_p", "disable_corrector", "sigma_data", "rho",
+    "noise_sampler_seed", "shift_terminal", "eta",
 })  # fmt: skip
 """Options of other diffusers schedulers, which a config that was written for one of those may hold."""
 

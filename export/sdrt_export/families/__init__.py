@@ -19,7 +19,8 @@ class Part:
     """One component to export: where its weights lie in the checkpoint, its tensors, and the sizes it is checked at.
 
     ``cases`` name the reference vectors by the symbols' sizes; ``trace_sizes`` are those of the example inputs while
-    tracing. ``vocabulary`` is the number of token ids, where there are any.
+    tracing. ``share`` is the part's time of export relative to the others'. ``vocabulary`` is the number of token ids,
+    where there are any.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Part:
     outputs: tuple[TensorSpec, ...]
     trace_sizes: Mapping[str, int]
     cases: tuple[Mapping[str, int], ...]
+    share: float = 1.0
     vocabulary: int = 0
 
 
@@ -80,4 +82,5 @@ def find(checkpoint: Checkpoint) -> Family:
 
 
 def load(name: str) -> Family:
+    """The family in the file of that name."""
     return typing.cast(Family, importlib.import_module(f"{__name__}.{name}"))

@@ -71,6 +71,7 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
             outputs=(TensorSpec("out_sample", "f32", ("B", int(unet["out_channels"]), *per_picture)),),
             trace_sizes={"B": 3, "H": 96, "W": 160, "T": 77},
             cases=tuple(case | {"T": 77 if case["H"] == 64 else 154} for case in pictures),
+            share=4.0,
         ),
         Part(
             "vae_encoder",
@@ -138,24 +139,24 @@ def special_tokens(checkpoint: Checkpoint, folder: str) -> dict[str, str]:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (checkpoint.root / folder / file).is_file():
             named = checkpoint.json(f"{folder}/{file}")
-            for name in tokens:
+            for name, default in tokens.items():
                 value = named.get(name)
                 value = value.get("content") if isinstance(value, dict) else value
-                tokens[name] = value if isinstance(value, str) else tokens[name]
+                tokens[name] = value if isinstance(value, str) else default
     return tokens
 
 
 def network(part: str, config: dict[str, Any]) -> Any:
-    return {"text_encoder": _text_encoder, "unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}[part](
-        config
-    )
+    return {"text_encoder": _text_encoder, "unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}[
+        part
+    ](config)
 
 
 def constants(part: str, config: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     if part != "text_encoder":
         return {}
-    names = {name: f"final_layer_norm.{name}" for name in ("weight", "bias")}
-    return {short: next(state[key] for key in state if key.endswith(short)).numpy() for short in names.values()}
+    names = ("final_layer_norm.weight", "final_layer_norm.bias")
+    return {name: next(value for key, value in state.items() if key.endswith(name)).numpy() for name in names}
 
 
 def _unet(config: dict[str, Any]) -> Any:
@@ -166,8 +167,8 @@ def _unet(config: dict[str, Any]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.model = UNet2DConditionModel.from_config(config)
-            # forward() compares the size with 2 ** num_upsamplers to see whether the upsamplers need exact sizes. With a
-            # power that no size reaches they always do, and the graph holds for every size.
+            # forward() asks whether 2 ** num_upsamplers divides the size, to see if upsamplers need exact sizes. With a
+            # power that divides no size they always do, and the graph holds for every size.
             self.model.num_upsamplers = 20
 
         def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any) -> Any:

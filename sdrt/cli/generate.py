@@ -1,0 +1,109 @@
+"""sdrt generate"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from sdrt.cli import Command, common
+from sdrt.errors import InputError
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    sdrt generate "a lighthouse at dawn" -m sd15 -o lighthouse.png
+    sdrt generate "a lighthouse" -m sd15 -n "blurry" --steps 20 --cfg-scale 7 --seed 1 --scheduler "DPM++ 2M Karras"
+    sdrt generate "a lighthouse" -m sd15 -W 768 -H 512 --batch 4 -o lighthouse.png      (lighthouse-0.png ...)
+    """,
+)
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle that sdrt export or sdrt build wrote.")
+@click.option(
+    "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, when it is not given as an argument."
+)
+@click.option("-n", "--negative-prompt", metavar="TEXT", default="", help="What the picture should not show.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
+@click.option("-W", "--width", type=int, help="Pixels; the model's own size when left out.")
+@click.option("-H", "--height", type=int, help="Pixels; the model's own size when left out.")
+@click.option("--steps", type=int, default=20, show_default=True)
+@click.option(
+    "--cfg-scale", "--guidance-scale", type=float, default=7.5, show_default=True, help="1 turns guidance off."
+)
+@click.option("--seed", type=int, help="Picture i of the batch has seed + i; drawn when left out.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Pictures made at once.")
+@click.option(
+    "--scheduler", metavar="NAME", help='A1111 name ("DPM++ 2M Karras") or diffusers class; the model\'s own.'
+)
+@click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
+@click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
+@common.engine_option
+@common.device_option
+@common.threads_option
+@common.extra_option
+@common.json_option
+def command(
+    prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str, output: Path, width: int | None,
+    height: int | None, steps: int, cfg_scale: float, seed: int | None, batch: int, scheduler: str | None,
+    clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None, extra: dict[str, str],
+    json_file: str | None,
+) -> None:  # fmt: skip
+    """Make pictures from PROMPT. The PNG carries its settings as A1111's "parameters" text."""
+    if (prompt is None) == (prompt_option is None):
+        raise click.UsageError("give the prompt once, as an argument or with --prompt")
+    text = prompt if prompt is not None else prompt_option
+    assert text is not None
+    _check_output(output)
+    import sdrt
+    from sdrt import image
+
+    request = sdrt.GenerationRequest(
+        text, negative_prompt=negative_prompt, width=width, height=height, num_inference_steps=steps,
+        guidance_scale=cfg_scale, num_images_per_prompt=batch, seed=seed, scheduler=scheduler, clip_skip=clip_skip,
+        truncate=truncate,
+    )  # fmt: skip
+    started = time.perf_counter()
+    with sdrt.Pipeline.from_pretrained(model, engine, device, threads=threads, options=extra) as pipe:
+        loaded = time.perf_counter()
+        result = pipe.generate(request, progress=sys.stderr.isatty())
+        name = pipe.bundle.manifest.provenance.source
+    paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
+    for path, picture, picture_seed in zip(paths, result.images, result.seeds, strict=True):
+        parameters = image.parameters_text(
+            text, negative_prompt, steps=steps, sampler=result.scheduler, guidance_scale=cfg_scale,
+            seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip, version=sdrt.__version__,
+        )  # fmt: skip
+        image.save_png(picture, path, parameters)
+    timings = result.timings
+    mean = sum(timings.steps) / len(timings.steps)
+    click.echo(
+        f"{', '.join(map(str, paths))}: seed {result.seeds[0]}, load {loaded - started:.2f} s,"
+        f" text {timings.encode:.2f} s, {len(timings.steps)} steps of {mean:.3f} s, VAE {timings.decode:.2f} s",
+        err=True,
+    )
+    if json_file is not None:
+        common.write_json(
+            {
+                "files": [str(path) for path in paths],
+                "seeds": result.seeds,
+                "size": list(result.size),
+                "scheduler": result.scheduler,
+                "seconds": {
+                    "load": loaded - started, "encode": timings.encode, "steps": list(timings.steps),
+                    "decode": timings.decode, "total": timings.total,
+                },
+            },
+            json_file,
+        )  # fmt: skip
+
+
+def _check_output(output: Path) -> None:
+    """Before minutes of work: whether the picture will have a place to go."""
+    if output.suffix.lower() != ".png":
+        raise InputError(f"--output {output}: pictures are written as PNG", f"-o {output.with_suffix('.png')}")
+    if output.is_dir() or not output.parent.is_dir():
+        problem = "is a directory" if output.is_dir() else f"there is no directory {output.parent}"
+        raise InputError(f"--output {output}: {problem}", "choose another --output")

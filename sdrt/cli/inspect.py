@@ -1,0 +1,81 @@
+"""sdrt inspect"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sdrt import bundle as bundles
+from sdrt.bundle import Bundle, Component
+from sdrt.cli import Command, common
+
+
+@click.command(cls=Command, examples="sdrt inspect sd15\nsdrt inspect sd15 --json -")
+@click.argument("bundle", type=click.Path())
+@common.json_option
+def command(bundle: str, json_file: str | None) -> None:
+    """Show a bundle's components, tensors, sizes, precision and parity with torch."""
+    held = bundles.load(bundle)
+    if json_file is not None:
+        common.write_json(as_json(held), json_file)
+    if json_file != "-":
+        click.echo(as_text(held))
+
+
+def as_json(bundle: Bundle) -> dict[str, Any]:
+    """The manifest, and what it adds up to: bytes, and the worst parity of each component."""
+    value: dict[str, Any] = json.loads(bundles.dumps(bundle.manifest))
+    value["summary"] = {
+        name: {"bytes": _bytes(component), "worst_psnr": _worst(component)}
+        for name, component in bundle.manifest.components.items()
+    }
+    return value
+
+
+def as_text(bundle: Bundle) -> str:
+    """The bundle as a person reads it."""
+    facts = bundle.manifest
+    rows = []
+    for name, component in facts.components.items():
+        artifact = component.artifact
+        worst = _worst(component)
+        parity = "not measured" if not artifact.parity else "identical" if worst is None else f"{worst:.1f} dB"
+        sizes = " | ".join(" ".join(f"{s}={r}" for s, r in profile.items()) for profile in artifact.profiles) or "any"
+        rows.append(
+            (name, artifact.engine, artifact.precision, artifact.target, sizes, common.size(_bytes(component)), parity)
+        )
+    head = ("component", "engine", "precision", "target", "sizes", "weights", "worst parity")
+    tensors = [
+        (name if i == 0 else "", "in" if spec in component.inputs else "out", str(spec))
+        for name, component in facts.components.items()
+        for i, spec in enumerate(_shown(component))
+    ]
+    total = sum(file.bytes for file in facts.all_files())
+    space = facts.latents
+    lines = [
+        f"{bundle.root}: {facts.family}, from {facts.provenance.source}, {common.size(total)}",
+        f"pictures {space.default_width}x{space.default_height}, latents {space.channels} x H/{space.downscale} x"
+        f" W/{space.downscale}, scaling factor {space.scaling_factor}",
+        "",
+        common.table(head, rows),
+        "",
+        common.table(("component", "", "tensor"), tensors),
+    ]
+    return "\n".join(lines)
+
+
+def _shown(component: Component) -> list[bundles.TensorSpec]:
+    """Inputs and outputs; a long run of numbered outputs by its first and last."""
+    outputs = list(component.outputs)
+    numbered = [spec for spec in outputs if spec.name.rpartition(".")[2].isdigit()]
+    return [*component.inputs, *(spec for spec in outputs if spec not in numbered[1:-1])]
+
+
+def _bytes(component: Component) -> int:
+    return sum(file.bytes for file in component.artifact.files)
+
+
+def _worst(component: Component) -> float | None:
+    return min((p.psnr for p in component.artifact.parity if p.psnr is not None), default=None)

@@ -1,0 +1,90 @@
+"""Fixtures shared by all tests: a tiny checkpoint from the real classes, its export, and a way to call the CLI.
+
+Exporting takes about a minute. SDRT_TEST_CACHE=DIR keeps checkpoint and bundle in DIR between runs; remove it after
+changing the exporter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = ROOT / "tests" / "data" / "clip_bpe_simple_vocab_16e6.txt.gz"
+
+settings.register_profile("sdrt", deadline=None, max_examples=100, derandomize=True)
+settings.load_profile("sdrt")
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a subprocess that must find the sources, installed or not."""
+    sources = [str(ROOT), str(ROOT / "export"), str(ROOT / "engines")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sources), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """``cli("inspect", path)`` runs ``python -m sdrt inspect path`` and returns the finished process."""
+
+    def run(*arguments: object, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "sdrt", *map(str, arguments)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kept = os.environ.get("SDRT_TEST_CACHE")
+    if kept is None:
+        return tmp_path_factory.mktemp("store")
+    Path(kept).mkdir(parents=True, exist_ok=True)
+    return Path(kept)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(_store: Path) -> Path:
+    """A tiny SD 1.x checkpoint in diffusers' layout. Read only."""
+    path = _store / "tiny-sd"
+    if not path.is_dir():
+        from sdrt_export.testing import make_checkpoint
+
+        making = path.with_name("making")
+        shutil.rmtree(making, ignore_errors=True)
+        make_checkpoint(making, VOCABULARY)
+        making.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(_store: Path, checkpoint: Path, cli: Cli) -> Path:
+    """The checkpoint's ONNX bundle, made by ``sdrt export``. Read only."""
+    path = _store / "bundle"
+    if not path.is_dir():
+        done = cli("export", checkpoint, path)
+        assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def ort_bundle(tmp_path_factory: pytest.TempPathFactory, bundle: Path, cli: Cli) -> Path:
+    """The bundle built for ONNX Runtime, any size. Read only."""
+    path = tmp_path_factory.mktemp("ort") / "bundle"
+    done = cli("build", bundle, path, "--engine", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def copied(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the ONNX bundle, to be damaged."""
+    return Path(shutil.copytree(bundle, tmp_path / "copied"))

@@ -1,0 +1,96 @@
+"""The commands as their user meets them; what they refuse is in test_damage.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import sdrt
+from tests.conftest import Cli
+
+
+def test_generate(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    """The file holds the library's picture and the settings that made it."""
+    arguments = ["-n", "blurry", "-W", 64, "-H", 72, "--steps", 3, "--cfg-scale", 7, "--seed", 5]
+    done = cli(
+        "generate", "a fox, running", "-m", bundle, "-o", tmp_path / "fox.png", *arguments,
+        "--scheduler", "dpm++ 2m karras", "--json", tmp_path / "fox.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    with Image.open(tmp_path / "fox.png") as picture:
+        text = picture.text["parameters"]  # type: ignore[attr-defined]
+        pixels = np.asarray(picture)
+    assert text == (
+        "a fox, running\nNegative prompt: blurry\nSteps: 3, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, "
+        f"Size: 64x72, Model: tiny-sd, Version: sdrt {sdrt.__version__}"
+    )
+    with sdrt.Pipeline.from_pretrained(bundle) as pipe:
+        expected = pipe(
+            "a fox, running", negative_prompt="blurry", width=64, height=72, num_inference_steps=3, guidance_scale=7.0,
+            seed=5, scheduler="DPM++ 2M Karras",
+        )  # fmt: skip
+    np.testing.assert_array_equal(pixels, np.asarray(expected.images[0]))
+    report = json.loads((tmp_path / "fox.json").read_text())
+    assert report["seeds"] == [5]
+    assert report["size"] == [64, 72]
+    assert len(report["seconds"]["steps"]) == 3
+
+
+def test_generate_a_batch(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        "generate", "--prompt", "a fox", "-m", bundle, "-o", tmp_path / "x.png", "--batch", 2, "--steps", 1,
+        "-W", 64, "-H", 64, "--engine", "null", "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["files"] == [str(tmp_path / "x-0.png"), str(tmp_path / "x-1.png")]
+    assert report["seeds"][1] == report["seeds"][0] + 1
+    assert all(Path(file).is_file() for file in report["files"])
+
+
+def test_inspect(bundle: Path, cli: Cli) -> None:
+    text = cli("inspect", bundle).stdout
+    for fragment in ("sd1, from tiny-sd", "unet", "onnx", "fp32", "sample: f32[B,4,H/8,W/8]", "dB"):
+        assert fragment in text
+    value = json.loads(cli("inspect", bundle, "--json", "-").stdout)
+    assert value["version"] == 1
+    assert value["summary"]["unet"]["worst_psnr"] >= 110
+    assert value["summary"]["unet"]["bytes"] > 2_000_000
+
+
+def test_verify(ort_bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("verify", ort_bundle, "--json", tmp_path / "verify.json")
+    assert done.returncode == 0, done.stderr
+    assert "hashes match" in done.stderr
+    parity = json.loads((tmp_path / "verify.json").read_text())["parity"]
+    assert {row["component"] for row in parity} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    assert {row["result"] for row in parity} == {"ok"}
+
+
+def test_verify_finds_an_engine_that_computes_nothing(bundle: Path, cli: Cli) -> None:
+    done = cli("verify", bundle, "--engine", "null")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert "error: text_encoder, unet, vae_encoder, vae_decoder: not what torch computed" in done.stderr
+
+
+def test_doctor(cli: Cli) -> None:
+    found = json.loads(cli("doctor", "--json", "-").stdout)
+    engines = {engine["name"]: engine for engine in found["engines"]}
+    assert engines["onnxruntime"]["devices"][0]["name"] == "cpu"
+    assert engines["onnxruntime"]["devices"][0]["memory"] > 0
+    assert found["export"]["torch"]
+    assert "usable" in cli("doctor").stdout
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, cli: Cli) -> None:
+    assert "Traceback" not in cli("inspect", tmp_path / "none").stderr
+    assert "Traceback" in cli("--debug", "inspect", tmp_path / "none").stderr
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == f"sdrt, version {sdrt.__version__}\n"

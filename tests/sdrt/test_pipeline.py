@@ -1,0 +1,335 @@
+"""Whole pictures against diffusers in float32, and everything else that the pipeline promises."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sdrt
+from sdrt.metrics import psnr
+from sdrt.pipeline import Pipeline
+
+PROMPTS = ["a red star over a lighthouse", "two cats, it's raining"]
+NEGATIVE = ["blurry", "dark, low quality"]
+SCHEDULERS = {
+    "DDIM": ("DDIMScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "PLMS": ("PNDMScheduler", {}),
+}  # fmt: skip
+SIZES = [(64, 64), (72, 128), (520, 264)]
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.from_pretrained(bundle) as made:
+        yield made
+
+
+@pytest.fixture
+def null(bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.from_pretrained(bundle, engine="null") as made:
+        yield made
+
+
+def diffusers_pictures(theirs: Any, config: dict[str, Any], seed: int, **arguments: Any) -> np.ndarray:
+    """diffusers' pictures f32[B,H,W,3], each picture of the batch with a generator of its own."""
+    theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    count = len(arguments["prompt"]) if isinstance(arguments["prompt"], list) else 1
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(theirs(generator=generators, output_type="np", **arguments).images)
+
+
+# -- parity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_pictures_equal_diffusers(
+    pipe: Pipeline, theirs: Any, name: str, width: int, height: int, guidance_scale: float
+) -> None:
+    """Batch 2, negative prompts. The bar is 100 dB on float pictures; 112 to 138 dB was seen."""
+    class_name, options = SCHEDULERS[name]
+    arguments: dict[str, Any] = {
+        "prompt": PROMPTS, "negative_prompt": NEGATIVE, "width": width, "height": height,
+        "guidance_scale": guidance_scale, "num_inference_steps": 6,
+    }  # fmt: skip
+    config = {**pipe.scheduler_config, **options, "_class_name": class_name}
+    expected = diffusers_pictures(theirs, config, 5, **arguments)
+    got = pipe(**arguments, seed=5, scheduler=name, output_type="np").images
+    assert got.dtype == np.float32
+    assert psnr(expected, got, 1.0) >= 100
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("class_name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_scheduler_config_as_a_dict(
+    pipe: Pipeline, theirs: Any, class_name: str, spacing: str, prediction: str
+) -> None:
+    config = {
+        **pipe.scheduler_config,
+        "_class_name": class_name,
+        "timestep_spacing": spacing,
+        "prediction_type": prediction,
+    }
+    arguments: dict[str, Any] = {"prompt": PROMPTS[0], "width": 64, "height": 72, "num_inference_steps": 5}
+    expected = diffusers_pictures(theirs, config, 1, **arguments)
+    assert psnr(expected, pipe(**arguments, seed=1, scheduler=config, output_type="np").images, 1.0) >= 100
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_clip_skip_equals_diffusers(
+    pipe: Pipeline, theirs: Any, clip_skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers 0.42 looks for the final layer norm where transformers 4 kept it.
+    monkeypatch.setattr(type(theirs.text_encoder), "text_model", property(lambda model: model), raising=False)
+    arguments: dict[str, Any] = {"prompt": PROMPTS[0], "width": 64, "height": 64, "num_inference_steps": 4}
+    config = {**pipe.scheduler_config, "_class_name": "DDIMScheduler"}
+    expected = diffusers_pictures(theirs, config, 1, **arguments, clip_skip=clip_skip)
+    got = pipe(**arguments, seed=1, scheduler="DDIM", output_type="np", clip_skip=clip_skip).images
+    plain = pipe(**arguments, seed=1, scheduler="DDIM", output_type="np").images
+    assert psnr(expected, got, 1.0) >= 100
+    assert psnr(plain, got, 1.0) < 60
+
+
+def test_the_checkpoint_would_show_a_wrong_setting(pipe: Pipeline) -> None:
+    """Guidance 7.0 for 7.5, another prompt, one step less: each must be far below the bar that parity passes."""
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 6, "seed": 5, "output_type": "np"}
+    for name in SCHEDULERS:
+        right = pipe(PROMPTS, scheduler=name, **arguments).images
+        for wrong in ({"guidance_scale": 7.0}, {"num_inference_steps": 7}, {"negative_prompt": "blurry"}):
+            got = pipe(PROMPTS, **({"scheduler": name} | arguments | wrong)).images
+            assert psnr(right, got, 1.0) < 60, (name, wrong)
+
+
+# -- seeds, batches, sizes ------------------------------------------------------------------------------------------
+
+
+def test_picture_i_is_the_single_run_of_seed_plus_i(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 3, "output_type": "np"}
+    batch = pipe("a fox", num_images_per_prompt=3, seed=11, **arguments)
+    assert batch.seeds == [11, 12, 13]
+    for i, seed in enumerate(batch.seeds):
+        # Not bit-equal: another batch size is another order of summation in the matrix products.
+        assert psnr(pipe("a fox", seed=seed, **arguments).images[0], batch.images[i], 1.0) >= 100
+
+
+def test_same_seed_same_picture_and_latents_argument(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 72, "num_inference_steps": 3, "output_type": "np"}
+    first = pipe("a fox", seed=4, **arguments).images
+    np.testing.assert_array_equal(first, pipe("a fox", seed=4, **arguments).images)
+    latents = torch.randn((1, 4, 9, 8), generator=torch.Generator().manual_seed(4)).numpy()
+    assert psnr(first, pipe("a fox", latents=latents, **arguments).images, 1.0) >= 100
+    assert not np.array_equal(first, pipe("a fox", seed=5, **arguments).images)
+
+
+def test_outputs(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 72, "num_inference_steps": 2, "seed": 1}
+    picture = pipe("a fox", **arguments).images[0]
+    floats = pipe("a fox", output_type="np", **arguments)
+    latents = pipe("a fox", output_type="latent", **arguments).images
+    assert isinstance(picture, Image.Image)
+    assert picture.size == (64, 72) == floats.size
+    assert floats.images.shape == (1, 72, 64, 3)
+    assert latents.shape == (1, 4, 9, 8)
+    np.testing.assert_array_equal(np.asarray(picture), (floats.images[0] * 255).round().astype(np.uint8))
+    np.testing.assert_array_equal(pipe.decode(latents, "np"), floats.images)
+    assert len(floats.timings.steps) == 3, "PLMS calls the network once more than it has steps"
+    assert floats.timings.total >= sum(floats.timings.steps)
+    assert floats.scheduler == "PLMS"
+
+
+def test_default_size_is_the_models(null: Pipeline) -> None:
+    assert null("a fox", num_inference_steps=1).images[0].size == (128, 128)
+
+
+# -- streaming, callbacks, cancelling -------------------------------------------------------------------------------
+
+
+def test_stream(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 4, "seed": 1, "scheduler": "DDIM"}
+    steps = list(pipe.stream("a fox", **arguments))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert [step.timestep for step in steps] == [751, 501, 251, 1]
+    assert all(step.predicted_x0.shape == step.latents.shape == (1, 4, 8, 8) for step in steps)
+    whole = pipe("a fox", output_type="latent", **arguments).images
+    np.testing.assert_array_equal(steps[-1].latents, whole)
+    with pytest.raises(sdrt.InputError, match="multiples of 8"):  # at the call, not at the first step
+        pipe.stream("a fox", width=65)
+
+
+def test_an_open_stream_does_not_deadlock_its_own_thread(null: Pipeline) -> None:
+    stream = null.stream("a fox", num_inference_steps=3)
+    next(stream)
+    with pytest.raises(sdrt.SdrtError, match="stream of this pipeline is still open"):
+        null("a fox", num_inference_steps=1)
+    stream.close()  # type: ignore[attr-defined]
+    null("a fox", num_inference_steps=1)
+
+
+def test_callback_sees_and_changes_latents(null: Pipeline) -> None:
+    seen = []
+
+    def callback(pipe: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any] | None:
+        seen.append((index, timestep))
+        return {"latents": np.full_like(values["latents"], 3.0)} if index == 2 else None
+
+    result = null("a fox", num_inference_steps=3, scheduler="DDIM", output_type="latent", callback_on_step_end=callback)
+    assert seen == [(0, 667), (1, 334), (2, 1)]
+    assert (result.images == 3.0).all()
+    with pytest.raises(sdrt.InputError, match="callback's latents"):
+        null("a fox", num_inference_steps=1, callback_on_step_end=lambda *_: {"latents": np.zeros(3)})
+
+
+def test_cancel_from_the_callback_keeps_the_last_step(null: Pipeline) -> None:
+    def callback(pipe: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> None:
+        if index == 1:
+            raise sdrt.Cancelled("enough")
+
+    with pytest.raises(sdrt.Cancelled) as caught:
+        null("a fox", num_inference_steps=5, callback_on_step_end=callback)
+    assert caught.value.step.index == 1
+    assert len(null.decode(caught.value.step.latents)) == 1
+
+
+def test_cancel_from_another_thread(null: Pipeline) -> None:
+    stream = null.stream("a fox", num_inference_steps=5)
+    next(stream)
+    thread = threading.Thread(target=null.cancel)
+    thread.start()
+    thread.join()
+    with pytest.raises(sdrt.Cancelled, match="before step 2 of 6") as caught:
+        next(stream)
+    assert caught.value.step.index == 0
+    null("a fox", num_inference_steps=1)  # the next generation is not cancelled
+
+
+def test_threads_take_turns(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 3, "output_type": "np"}
+    prompts = [f"picture {i}" for i in range(6)]
+    expected = [pipe(prompt, seed=i, **arguments).images for i, prompt in enumerate(prompts)]
+    got: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        got[i] = pipe(prompts[i], seed=i, **arguments).images
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(6):
+        np.testing.assert_array_equal(got[i], expected[i])
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_closed(bundle: Path) -> None:
+    pipe = Pipeline.from_pretrained(bundle, engine="null")
+    pipe.close()
+    pipe.close()
+    with pytest.raises(sdrt.InputError, match="closed"):
+        pipe("a fox")
+
+
+class Broken:
+    """A session whose output turns NaN at one call."""
+
+    def __init__(self, session: Any, call: int, output: str) -> None:
+        self.session, self.spec, self.left, self.output = session, session.spec, call, output
+
+    def bind(self, **constants: Any) -> None:
+        self.session.bind(**constants)
+
+    def run(self, **inputs: Any) -> Any:
+        outputs = self.session.run(**inputs)
+        self.left -= 1
+        if self.left < 0:
+            outputs[self.output][..., 0] = np.nan
+        return outputs
+
+    def close(self) -> None:
+        self.session.close()
+
+
+@pytest.mark.parametrize(
+    ("component", "call", "output", "where"),
+    [
+        ("unet", 1, "out_sample", r"unet: step 2 of 3 \(timestep 334\): 32 of 256 values"),
+        ("vae_decoder", 0, "sample", "vae_decoder: the picture"),
+        ("text_encoder", 0, "last_hidden_state", "text_encoder: hidden_states is not finite"),
+    ],
+)
+def test_nan_names_component_and_step(bundle: Path, component: str, call: int, output: str, where: str) -> None:
+    pipe = Pipeline.from_pretrained(bundle, engine="null")
+    broken: Any = Broken(pipe.sessions[component], call, output)
+    sessions = pipe.sessions | {component: broken}
+    with pytest.raises(sdrt.NumericsError, match=where):
+        Pipeline(pipe.bundle, sessions)(
+            "a fox", width=64, height=64, num_inference_steps=3, guidance_scale=1.0, scheduler="DDIM"
+        )
+
+
+def test_long_prompt_is_never_cut_silently(null: Pipeline) -> None:
+    prompt = " ".join(f"word{i}" for i in range(60))
+    with pytest.raises(sdrt.InputError, match=r"tokens, text_encoder takes 75; beyond them: 'word\d+ word"):
+        null(prompt, num_inference_steps=1)
+    with pytest.warns(UserWarning, match="cut: the prompt has"):
+        null(prompt, num_inference_steps=1, truncate=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"colour": "red"}, "no argument 'colour'; known arguments: prompt, negative_prompt, width"),
+        ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        (
+            {"latents": np.zeros((1, 4, 3, 3), np.float32)},
+            r"latents has shape \[1, 4, 3, 3\], expected \[1, 4, 16, 16\]",
+        ),
+        ({"clip_skip": 3}, "clip_skip is 3, text_encoder has 3 layers"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(null: Pipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(sdrt.InputError, match=message):
+        null("a fox", **({"num_inference_steps": 1} | arguments))
+
+
+def test_unknown_engine_and_device(bundle: Path) -> None:
+    with pytest.raises(sdrt.EngineUnavailable, match="no engine 'warp'; known engines: null, onnxruntime"):
+        Pipeline.from_pretrained(bundle, engine="warp")
+    with pytest.raises(sdrt.DeviceError, match="onnxruntime has no device 'cuda:0' here; it has cpu"):
+        Pipeline.from_pretrained(bundle, device="cuda:0")
+
+
+def test_engine_bundle_gives_the_same_picture(pipe: Pipeline, ort_bundle: Path) -> None:
+    arguments: dict[str, Any] = {"width": 72, "height": 64, "num_inference_steps": 4, "seed": 2, "output_type": "np"}
+    with Pipeline.from_pretrained(ort_bundle) as built:
+        assert psnr(pipe("a fox", **arguments).images, built("a fox", **arguments).images, 1.0) >= 100

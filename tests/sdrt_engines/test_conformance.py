@@ -1,0 +1,166 @@
+"""One test kind for all engines: each that is found here must keep the Session and Engine contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrt import DeviceError, EngineUnavailable, InputError, bundle
+from sdrt.engine import NUMPY_DTYPES, OpenOptions, Session, engine_names, find_engine, open_session
+from sdrt.verify import measure, passed, reference_cases
+
+
+def usable() -> list[str]:
+    found = []
+    for name in engine_names():
+        try:
+            find_engine(name).devices()
+        except EngineUnavailable:
+            continue
+        found.append(name)
+    return found
+
+
+@pytest.fixture(scope="module", params=usable())
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def built(engine: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sdrt_engines.build import build
+
+    out = tmp_path_factory.mktemp("built") / engine
+    build(bundle, out, engine)
+    return out
+
+
+@pytest.fixture(scope="module", params=["text_encoder", "unet", "vae_encoder", "vae_decoder"])
+def session(engine: str, built: Path, request: pytest.FixtureRequest) -> Iterator[Session]:
+    made = open_session(bundle.load(built), request.param, engine=engine)
+    yield made
+    made.close()
+
+
+def inputs_of(session: Session, **sizes: int) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    sizes = {"B": 2, "H": 64, "W": 72, "T": 77} | sizes
+    arrays: dict[str, Any] = {}
+    for spec in session.spec.inputs:
+        shape = spec.at(sizes)
+        if spec.dtype == "i64":
+            arrays[spec.name] = generator.integers(0, 1000, shape)
+        else:
+            arrays[spec.name] = generator.standard_normal(shape).astype(NUMPY_DTYPES[spec.dtype])
+    return arrays
+
+
+def test_both_engines_of_the_foundation_are_here() -> None:
+    assert {"null", "onnxruntime"} <= set(usable())
+
+
+def test_devices(engine: str) -> None:
+    devices = find_engine(engine).devices()
+    assert devices
+    assert all(device.name == device.name.lower() and device.description for device in devices)
+
+
+def test_outputs_have_their_names_types_and_shapes(session: Session) -> None:
+    for sizes in ({"B": 1, "H": 64, "W": 64}, {"B": 3, "H": 136, "W": 72}):
+        outputs = session.run(**inputs_of(session, **sizes))
+        assert list(outputs) == [spec.name for spec in session.spec.outputs]
+        for spec in session.spec.outputs:
+            assert outputs[spec.name].dtype == NUMPY_DTYPES[spec.dtype]
+            assert outputs[spec.name].shape == spec.at({"T": 77} | sizes)
+
+
+def test_caller_owns_the_result(session: Session) -> None:
+    """A later call, of the same or another shape, must not write into an earlier result."""
+    first = session.run(**inputs_of(session))
+    copy = {name: array.copy() for name, array in first.items()}
+    other = inputs_of(session)
+    for name, array in other.items():
+        other[name] = array[::-1].copy() if array.ndim > 1 else array
+    session.run(**other)
+    session.run(**inputs_of(session, B=1))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, copy[name])
+        assert array.flags.writeable
+
+
+def test_inputs_are_left_alone_and_may_be_strided(session: Session) -> None:
+    arrays = inputs_of(session)
+    strided = {name: np.asfortranarray(array) for name, array in arrays.items()}
+    expected, got = session.run(**arrays), session.run(**strided)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], got[name])
+    for name, array in inputs_of(session).items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_bound_constants_are_kept(engine: str, built: Path) -> None:
+    session = open_session(bundle.load(built), "unet", engine=engine)
+    arrays = inputs_of(session)
+    expected = session.run(**arrays)["out_sample"]
+    text = arrays.pop("encoder_hidden_states")
+    bound = text.copy()
+    session.bind(encoder_hidden_states=bound)
+    for _ in range(2):
+        np.testing.assert_array_equal(session.run(**arrays)["out_sample"], expected)
+    session.bind(encoder_hidden_states=text[:1].copy())
+    arrays["sample"] = arrays["sample"][:1]
+    np.testing.assert_allclose(session.run(**arrays)["out_sample"], expected[:1], atol=1e-4)
+    session.close()
+
+
+def test_bad_inputs_are_told(session: Session) -> None:
+    arrays = inputs_of(session)
+    name = next(iter(arrays))
+    with pytest.raises(InputError, match="has no input 'colour'"):
+        session.run(**arrays, colour=arrays[name])
+    with pytest.raises(InputError, match=f"input {name} is missing"):
+        session.run(**{other: array for other, array in arrays.items() if other != name})
+    with pytest.raises(InputError, match=rf"input {name} is float64\["):
+        session.run(**(arrays | {name: arrays[name].astype(np.float64)}))
+    with pytest.raises(InputError, match=f"input {name} is list"):
+        session.run(**(arrays | {name: arrays[name].tolist()}))
+    with pytest.raises(InputError, match=rf"input {name} is .*\[.*\], engine expects .*\["):
+        session.run(**(arrays | {name: arrays[name][..., None]}))
+
+
+def test_inputs_must_agree(engine: str, built: Path) -> None:
+    session = open_session(bundle.load(built), "unet", engine=engine)
+    arrays = inputs_of(session)
+    arrays["encoder_hidden_states"] = arrays["encoder_hidden_states"][:1]
+    with pytest.raises(InputError, match=r"encoder_hidden_states has shape \[1, 77, 32\], .* must be \[2, 77, 32\]"):
+        session.run(**arrays)
+    session.close()
+
+
+def test_closed_session(engine: str, built: Path) -> None:
+    session = open_session(bundle.load(built), "vae_decoder", engine=engine)
+    session.close()
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        session.run()
+
+
+def test_parity_with_torch(engine: str, session: Session, built: Path) -> None:
+    """Every reference case, in the precision built; the null engine computes nothing, and must be seen to."""
+    held = bundle.load(built)
+    name = next(n for n, c in held.manifest.components.items() if c == session.spec)
+    figures = list(measure(held, name, session))
+    assert len(figures) == len(reference_cases(held, name)) * len(session.spec.outputs)
+    assert all(passed(parity, "fp32") for parity in figures) == (engine != "null")
+
+
+def test_unknown_option_and_device(engine: str, built: Path) -> None:
+    held = bundle.load(built)
+    with pytest.raises(DeviceError, match="no device 'nowhere'"):
+        open_session(held, "unet", engine=engine, device="nowhere")
+    with pytest.raises(InputError, match="no option 'colour'"):
+        open_session(held, "unet", engine=engine, options=OpenOptions(extra={"colour": "red"}))
