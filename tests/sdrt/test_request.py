@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdrt import GenerationRequest, InputError
+from sdrt.request import Arguments
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,10 @@ def test_size() -> None:
 def test_guidance_is_off_at_one() -> None:
     assert not GenerationRequest("a", guidance_scale=1.0).guided
     assert GenerationRequest("a", guidance_scale=1.01).guided
+
+
+def test_arguments_are_the_requests_fields() -> None:
+    fields = [name for name, field in GenerationRequest.__dataclass_fields__.items() if field.init]
+    assert ["prompt", *Arguments.__annotations__] == fields
+    with pytest.raises(InputError, match="no argument 'colour'"):
+        GenerationRequest.make("a", colour="red")  # type: ignore[call-arg]
