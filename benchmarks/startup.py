@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py BUNDLE [-n 15]
 
-BUNDLE is a tiny bundle (the README's first command makes out/tiny). The two bundles, ONNX and built for ONNX Runtime, and
-the bare interpreter are measured in turn, one warm-up each; times are wall seconds, memory is the process's peak.
+BUNDLE is a tiny bundle (the README's first command makes out/tiny). The two bundles, ONNX and built for ONNX Runtime,
+and the bare interpreter are measured in turn, one warm-up each; times are wall seconds, memory is the process's peak.
 """
 
 from __future__ import annotations

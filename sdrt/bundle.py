@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
-import zipfile
-import zlib
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -137,9 +137,17 @@ class File:
 
 def check_relative(path: str) -> None:
     """BundleError unless ``path`` is relative, in POSIX spelling, and stays inside the root."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or ":" in parts[0]:
+    pure = PurePosixPath(path)
+    if (
+        not pure.parts
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or any(c in path for c in "\\\0")
+        or ":" in pure.parts[0]
+    ):
         raise BundleError(f"path {path!r} leaves the bundle or is not a relative POSIX path")
+    if str(pure) != path:
+        raise BundleError(f"path {path!r} is spelt in a roundabout way, expected {str(pure)!r}")
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,11 @@ class Component:
                 raise BundleError(f"an {kind} name stands twice: {', '.join(names)}")
             if not names:
                 raise BundleError(f"a component needs at least one {kind}")
+        told = {split_dim(dim)[0] for spec in self.inputs for dim in spec.shape if isinstance(dim, str)}
+        for spec in self.outputs:
+            for dim in spec.shape:
+                if isinstance(dim, str) and (symbol := split_dim(dim)[0]) not in told:
+                    raise BundleError(f"output {spec.name}: no input tells {symbol}")
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,10 @@ class ClipSkip:
     hidden_states: str = "hidden_states"
     weight: str = "final_layer_norm.weight"
     bias: str = "final_layer_norm.bias"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.layers <= 1000 or not self.epsilon > 0:
+            raise BundleError(f"layers {self.layers} and epsilon {self.epsilon} must be positive")
 
 
 @dataclass(frozen=True)
@@ -224,6 +241,14 @@ class TextEncoder:
 
     def __post_init__(self) -> None:
         check_relative(self.tokenizer)
+        if not 2 <= self.max_length <= 65536:
+            raise BundleError(f"max_length is {self.max_length}, expected 2 (start and end) to 65536")
+
+    def outputs(self) -> list[str]:
+        """Names of the component's outputs that are used."""
+        skip = self.clip_skip
+        names = [self.hidden_states] + ([self.pooled] if self.pooled is not None else [])
+        return names + ([f"{skip.hidden_states}.{i}" for i in range(1, skip.layers)] if skip is not None else [])
 
 
 @dataclass(frozen=True)
@@ -252,6 +277,8 @@ class LatentSpace:
     shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
+        if max(self.default_height, self.default_width, self.channels, self.downscale) > 65536:
+            raise BundleError("default_height, default_width, channels and downscale are at most 65536")
         if min(self.channels, self.downscale, self.default_height, self.default_width) < 1 or not self.scaling_factor:
             raise BundleError("channels, downscale, scaling_factor and default sizes must be positive")
 
@@ -286,11 +313,15 @@ class Manifest:
                 raise BundleError(f"text_encoders names component {text.component!r}, which is not in the bundle")
             if text.clip_skip is not None and self.components[text.component].constants is None:
                 raise BundleError(f"text_encoders gives {text.component!r} a clip_skip, but it has no constants file")
+            _check_output("text_encoders", text.outputs(), text.component, self.components[text.component])
         # A bundle may hold some components only (sdrt export --component); the pipeline asks for what it needs.
         if (denoiser := self.components.get(self.denoiser.component)) is not None:
             fed, wanted = set(self.denoiser.inputs), {spec.name for spec in denoiser.inputs}
             if fed != wanted:
                 raise BundleError(f"denoiser feeds {sorted(fed)}, but {self.denoiser.component} takes {sorted(wanted)}")
+            _check_output("denoiser", [self.denoiser.output], self.denoiser.component, denoiser)
+        if nothing := [name for name, sources in self.denoiser.inputs.items() if not sources]:
+            raise BundleError(f"denoiser feeds {nothing[0]} from nothing")
         paths = [file.path for file in self.all_files()]
         if len(set(paths)) != len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
@@ -306,6 +337,12 @@ class Manifest:
         yield from self.files
 
 
+def _check_output(who: str, names: list[str], component: str, spec: Component) -> None:
+    held = [output.name for output in spec.outputs]
+    if unknown := [name for name in names if name not in held]:
+        raise BundleError(f"{who} takes output {unknown[0]!r}, but {component} gives {', '.join(held)}")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A manifest and the directory that it describes."""
@@ -317,7 +354,7 @@ class Bundle:
         """Absolute path of a file of the bundle; BundleError when it, or the link it is, leaves the root."""
         check_relative(relative)
         path = self.root / relative
-        home, real = self.root.resolve(), path.resolve()
+        home, real = self.root.resolve(), Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
         blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
         if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
             raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
@@ -341,20 +378,22 @@ def load(root: str | Path) -> Bundle:
     """
     root = Path(root)
     path = root / MANIFEST
-    if not root.is_dir():
-        replaced = root.with_name(f".{root.name}.replaced")
-        hint = f"a replacement was interrupted; the old bundle is {replaced}" if replaced.is_dir() else ""
+    if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long, or a folder that may not be entered
+        replaced = root.parent / f".{root.name}.replaced"
+        hint = f"a replacement was interrupted; the old bundle is {replaced}" if os.path.isdir(replaced) else ""
         raise BundleError(f"{root}: no such directory", hint or "sdrt export MODEL OUT makes a bundle")
     if not path.is_file():
         raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", f"sdrt export MODEL {root.name}")
     bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
     for file in bundle.manifest.all_files():
         try:
-            size = bundle.path(file.path).stat().st_size
+            status = bundle.path(file.path).stat()
         except OSError:
             raise BundleError(f"{root}: {file.path} is missing", _again(bundle)) from None
-        if size != file.bytes:
-            raise BundleError(f"{root}: {file.path} has {size} bytes, expected {file.bytes}", _again(bundle))
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{root}: {file.path} is not a file", _again(bundle))
+        if status.st_size != file.bytes:
+            raise BundleError(f"{root}: {file.path} has {status.st_size} bytes, expected {file.bytes}", _again(bundle))
     return bundle
 
 
@@ -420,7 +459,10 @@ def with_parity(component: Component, parity: Iterable[Parity]) -> Component:
 def read_arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
     """All arrays of an ``.npz`` file of the bundle, without pickle. BundleError when it is damaged."""
     try:
-        with np.load(bundle.path(path), allow_pickle=False) as file:
+        # np.load would take a single array for a good file, and leaves the file open when it is damaged.
+        with bundle.path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile, zlib, lzma and numpy raise a dozen unrelated ones
         raise BundleError(f"{bundle.root / path}: cannot be read: {error}", f"sdrt verify {bundle.root}") from None

@@ -180,6 +180,9 @@ def open_session(
         else:
             fix = f"leave --engine out, or build for {chosen} from the ONNX bundle that this one came from"
         raise BundleError(f"{name}: {chosen} cannot open an artifact of {built_for}", fix)
+    for spec in (*component.inputs, *component.outputs):
+        if spec.dtype not in NUMPY_DTYPES:
+            raise BundleError(f"{name}: {spec.name} is {spec.dtype}, which numpy does not have")
     return CheckedSession(bundle, name, module.open(bundle, name, device, options or OpenOptions()))
 
 
@@ -217,7 +220,9 @@ class CheckedSession:
             if missing := [n for n in self._inputs if n not in shapes]:
                 raise InputError(f"{self.name}: input {missing[0]} is missing; expected {self._expected()}")
             self._check_sizes(shapes)
-            return session.run(**inputs)
+            outputs = session.run(**inputs)
+            self._check_outputs(outputs, shapes)
+            return outputs
 
     def close(self) -> None:
         with self._lock:
@@ -250,6 +255,17 @@ class CheckedSession:
                     spec, array, "is it from another model family? sdrt inspect shows what a bundle takes"
                 )
         return {name: array.shape for name, array in inputs.items()}
+
+    def _check_outputs(self, outputs: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        sizes = solve(self.spec.inputs, shapes)
+        for spec in self.spec.outputs:
+            array, expected = outputs[spec.name], spec.at(sizes)
+            if array.shape != expected or array.dtype != NUMPY_DTYPES[spec.dtype]:
+                got = f"{_dtype_name(array)}{list(array.shape)}"
+                raise BundleError(
+                    f"{self.name}: output {spec.name} is {got}, the manifest says {spec.dtype}{list(expected)}",
+                    f"sdrt verify {self._root} tells whether the bundle is damaged",
+                )
 
     def _misfit(self, spec: TensorSpec, array: Array, fix: str) -> InputError:
         got = f"{_dtype_name(array)}[{','.join(map(str, array.shape))}]"

@@ -116,14 +116,7 @@ class Pipeline:
         """
         bundle = bundles.load(path)
         facts = bundle.manifest
-        for name, sources in facts.denoiser.inputs.items():
-            if unknown := [source for source in sources if source not in SOURCES]:
-                raise BundleError(
-                    f"{facts.denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot make",
-                    "use a text-to-image model, or a newer sdrt",
-                )
-            if not facts.text_encoders and any(source.startswith("text.") for source in sources):
-                raise BundleError(f"{bundle.root}: has no text encoder", "export the checkpoint without --component")
+        _check_sources(bundle)
         started = time.perf_counter()
         sessions: dict[str, Session] = {}
         opening = OpenOptions(threads=threads, extra=dict(options or {}))
@@ -301,6 +294,33 @@ class Pipeline:
         ):
             raise InputError(f"the callback's latents are not float32{list(step.latents.shape)}")
         return replace(step, latents=latents)
+
+
+def _check_sources(bundle: Bundle) -> None:
+    """BundleError unless this version can make all that feeds the denoiser, and what it gives is latents again."""
+    facts, denoiser, again = bundle.manifest, bundle.manifest.denoiser, "export the checkpoint again"
+    for name, sources in denoiser.inputs.items():
+        if unknown := [source for source in sources if source not in SOURCES]:
+            raise BundleError(
+                f"{denoiser.component}: input {name} is fed by {unknown[0]!r}, which this sdrt cannot make",
+                "use a text-to-image model, or a newer sdrt",
+            )
+    wanted = {source for sources in denoiser.inputs.values() for source in sources}
+    if not facts.text_encoders and "text.hidden_states" in wanted:
+        raise BundleError(f"{bundle.root}: has no text encoder", "export the checkpoint without --component")
+    if "text.pooled" in wanted and not any(text.pooled for text in facts.text_encoders):
+        raise BundleError(
+            f"{denoiser.component}: is fed by 'text.pooled', which no text encoder of the bundle gives", again
+        )
+    unet = bundle.component(denoiser.component)
+    taken = next((spec.shape for spec in unet.inputs if denoiser.inputs[spec.name] == ("latents",)), None)
+    given = next(spec.shape for spec in unet.outputs if spec.name == denoiser.output)
+    if taken != given:
+        shapes = f"output {denoiser.output} has shape {given}, the latents have {taken}"
+        raise BundleError(f"{denoiser.component}: {shapes}", again)
+    pictures = bundle.component("vae_decoder").outputs[0]
+    if len(pictures.shape) != 4 or pictures.shape[1] != 3:
+        raise BundleError(f"vae_decoder: output {pictures} is no RGB picture", again)
 
 
 def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -33,6 +33,13 @@ class PromptEncoder:
             self._constants = read_arrays(bundle, constants.path)
             if lacking := {spec.clip_skip.weight, spec.clip_skip.bias} - set(self._constants):
                 raise BundleError(f"{constants.path}: has no array {min(lacking)!r}", f"sdrt verify {bundle.root}")
+            width = next(o for o in session.spec.outputs if o.name == spec.hidden_states).shape[-1]
+            for name, array in self._constants.items():
+                if array.shape != (width,):
+                    raise BundleError(
+                        f"{constants.path}: {name} has shape {array.shape}, expected ({width},)",
+                        f"sdrt verify {bundle.root}",
+                    )
         self._dtype = NUMPY_DTYPES[session.spec.inputs[0].dtype]
         self._input = session.spec.inputs[0].name
 

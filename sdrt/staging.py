@@ -25,6 +25,8 @@ def new_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     cannot be written, or when another process is writing the same ``out``.
     """
     out = Path(os.path.abspath(out))
+    if not out.name:
+        raise BundleError(f"{out}: cannot be replaced", "choose another OUT")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _lock(out):
@@ -38,8 +40,10 @@ def new_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        place = error.filename or out
-        raise BundleError(f"{place}: cannot be written: {error.strerror or error}", "choose another OUT") from error
+        place = Path(os.fsdecode(error.filename)) if error.filename else out
+        if place.is_relative_to(out.parent):
+            raise BundleError(f"{place}: cannot be written: {error.strerror}", "choose another OUT") from error
+        raise BundleError(f"{place}: {error.strerror or error}") from error  # what was to be copied from elsewhere
 
 
 def _commit(staging: Path, out: Path) -> None:
@@ -50,10 +54,22 @@ def _commit(staging: Path, out: Path) -> None:
     old = _replaced(out)
     if out.exists():
         os.rename(out, old)
-    os.rename(staging, out)  # the one moment at which the new bundle comes into being
+    try:
+        os.rename(staging, out)  # the one moment at which the new bundle comes into being
+    except OSError:
+        if old.exists():
+            os.rename(old, out)
+        raise
     _fsync(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    _discard(out)
+
+
+def _discard(out: Path) -> None:
+    """Remove the old bundle, under a name from which half of it will never be put back."""
+    if _replaced(out).exists():
+        doomed = Path(tempfile.mkdtemp(prefix=_partial(out), dir=out.parent))
+        os.rename(_replaced(out), doomed / out.name)
+        shutil.rmtree(doomed)
 
 
 def _recover(out: Path) -> None:
@@ -61,7 +77,7 @@ def _recover(out: Path) -> None:
     old = _replaced(out)
     if old.exists():
         if out.exists():
-            shutil.rmtree(old)
+            _discard(out)
         else:
             os.rename(old, out)
     for entry in out.parent.iterdir():

@@ -32,8 +32,8 @@ def read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise BundleError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > MAX_BYTES:
         raise BundleError(f"{path}: larger than {MAX_BYTES} bytes; this is not a file that sdrt wrote")
     return raw
@@ -54,6 +54,11 @@ def parse(raw: bytes, where: str) -> Json:
     except ValueError as error:
         raise BundleError(f"{where}: not valid JSON: {error}") from None
     _check_depth(value, where)
+    if b"\\ud" in raw.lower():  # only an escape can spell half a character; UTF-8 has none
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise BundleError(f"{where}: not valid JSON: a string holds a lone surrogate") from None
     return value
 
 

@@ -110,7 +110,12 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
         ids = json.loads(strict_json.read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(ids, dict) or set(map(type, ids.values())) != {int} or min(ids.values()) < 0:
+    if (
+        not isinstance(ids, dict)
+        or set(map(type, ids.values())) != {int}
+        or min(ids.values()) < 0
+        or max(ids.values()) >= 2**31
+    ):
         raise BundleError(f"{path}: is not an object of token ids")
     return ids
 

@@ -36,6 +36,8 @@ def reference_cases(bundle: Bundle, name: str) -> dict[str, tuple[dict[str, NDAr
         if side not in ("in", "out") or not tensor:
             raise BundleError(f"{component.reference.path}: array {key!r} is not <case>/in|out/<name>")
         cases.setdefault(case, ({}, {}))[side == "out"][tensor] = array
+    if not cases:
+        raise BundleError(f"{name}: {component.reference.path} holds no case", f"sdrt verify {bundle.root}")
     return cases
 
 
@@ -49,6 +51,12 @@ def measure(bundle: Bundle, name: str, session: Session) -> Iterator[Parity]:
             continue
         got = session.run(**inputs)
         for output, reference in outputs.items():
+            if output not in got or reference.shape != got[output].shape:
+                raise BundleError(
+                    f"{name}: the reference of case {case} has {output}{list(reference.shape)}, the component gives"
+                    f" {', '.join(f'{o}{list(a.shape)}' for o, a in got.items())}",
+                    "export the checkpoint again",
+                )
             decibels = psnr(reference, got[output])
             yield Parity(case, output, max_abs(reference, got[output]), None if decibels == math.inf else decibels)
 

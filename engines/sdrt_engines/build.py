@@ -11,6 +11,7 @@ from sdrt import bundle as bundles
 from sdrt.bundle import Bundle, Component
 from sdrt.engine import ONNX, BuildOptions, OpenOptions, find_engine, open_session
 from sdrt.errors import BuildError, InputError
+from sdrt.request import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import measure, passed
 
@@ -59,8 +60,10 @@ def _check(origin: Bundle, options: BuildOptions) -> None:
             )
     multiple = origin.manifest.latents.downscale
     for width, height in options.shapes:
-        if not width or not height or width % multiple or height % multiple:
-            raise InputError(f"--shape {width}x{height}: both sides must be multiples of {multiple}, and not 0")
+        if not (8 <= width <= MAX_SIDE and 8 <= height <= MAX_SIDE) or width % multiple or height % multiple:
+            raise InputError(
+                f"--shape {width}x{height}: both sides must be multiples of {multiple}, and not 0 or above {MAX_SIDE}"
+            )
     if options.batch is not None and options.batch < 1:
         raise InputError(f"--batch {options.batch}: expected at least 1")
 

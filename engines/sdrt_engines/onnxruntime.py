@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sdrt.bundle import Artifact, Bundle, Component, DimRange, record
+from sdrt.bundle import MANIFEST, Artifact, Bundle, Component, DimRange, record
 from sdrt.engine import (
     ONNX,
     Array,
@@ -117,7 +117,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.intra_op_num_threads = 1
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4
     if len(options.shapes) == 1:
         width, height = options.shapes[0]
         for dim in {d for spec in (*component.inputs, *component.outputs) for d in spec.shape if isinstance(d, str)}:
@@ -180,7 +180,7 @@ class OrtSession:
         self.name = name
         self.spec = bundle.component(name)
         settings = library.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4
         settings.graph_optimization_level = getattr(library.GraphOptimizationLevel, _LEVELS[own.optimization])
         settings.enable_cpu_mem_arena = own.arena
         settings.enable_mem_pattern = own.arena
@@ -204,22 +204,30 @@ class OrtSession:
     def bind(self, **constants: Array) -> None:
         for name, array in constants.items():
             self._kept[name] = self._from_numpy(np.ascontiguousarray(array))
-            self._binding.bind_ortvalue_input(name, self._kept[name])
+            self._bound(self._binding.bind_ortvalue_input, name, self._kept[name])
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         held = {name: self._from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         for name, value in held.items():
-            self._binding.bind_ortvalue_input(name, value)
+            self._bound(self._binding.bind_ortvalue_input, name, value)
         # Bound anew for each call: ONNX Runtime would write into the previous call's arrays, which are the caller's.
         self._binding.clear_binding_outputs()
         for spec in self.spec.outputs:
-            self._binding.bind_output(spec.name, "cpu")
+            self._bound(self._binding.bind_output, spec.name, "cpu")
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise NumericsError(f"{self.name}: onnxruntime failed while running: {error}") from error
         values = self._binding.get_outputs()
         return {spec.name: value.numpy() for spec, value in zip(self.spec.outputs, values, strict=True)}
+
+    def _bound(self, bind: Callable[[str, Any], None], name: str, value: Any) -> None:
+        try:
+            bind(name, value)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{self.name}: the graph is not what {MANIFEST} says: {error}", "sdrt verify tells more"
+            ) from None
 
     def close(self) -> None:
         self._kept.clear()

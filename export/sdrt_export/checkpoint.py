@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,14 +86,14 @@ class Checkpoint:
 def locate(model: str) -> Checkpoint:
     """A local directory, or a Hub id (``stable-diffusion-v1-5/stable-diffusion-v1-5``). ExportError when neither."""
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "model_index.json").is_file():
             raise ExportError(
                 f"{path}: has no model_index.json, so it is not a checkpoint in diffusers' layout",
                 "give the folder that holds unet/, vae/ and text_encoder/",
             )
         return Checkpoint(path, path.resolve().name)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ExportError(
             f"{path}: is a single file, expected a directory in diffusers' layout",
             "convert it: diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)",

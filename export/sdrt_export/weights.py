@@ -25,7 +25,9 @@ def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
                 names = list(file.keys())
                 kinds = {file.get_slice(name).get_dtype() for name in names}
             reduced = bool(kinds & {"F16", "BF16", "F64"})
-            mapped: Any = safe_open(_rewritten(path, scratch / f"{path.stem}.fp32.safetensors") if reduced else path, "pt")
+            mapped: Any = safe_open(
+                _rewritten(path, scratch / f"{path.stem}.fp32.safetensors") if reduced else path, "pt"
+            )
             state.update({name: mapped.get_tensor(name) for name in names})
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -65,8 +66,14 @@ def cli(ctx: click.Context, debug: bool) -> None:
         logging.getLogger("PIL").setLevel(logging.WARNING)
 
 
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """One line for a person, without the place in the source."""
+    return f"warning: {message}\n"
+
+
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error that sdrt raised, 2 wrong usage, 130 interrupted."""
+    warnings.formatwarning = _one_line
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:

@@ -40,18 +40,11 @@ def command(
 
     Each component is held against its reference vectors; the figures go into OUT.
     """
-    from tqdm import tqdm
-
     builder: Any = importlib.import_module("sdrt_engines.build")
     options = BuildOptions(precision, shapes, batch, target, extra=extra)
     started = time.perf_counter()
-    with tqdm(total=1.0, unit="", bar_format="{desc:32} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}") as bar:
-
-        def show(component: str, stage: str, fraction: float) -> None:
-            bar.n = fraction
-            bar.set_description_str(f"{component}: {stage}")
-
-        builder.build(bundle, out, engine, options, force=force, report=show)
-        bar.n = 1.0
-        bar.set_description_str("done")
+    with common.progress() as show:
+        builder.build(
+            bundle, out, engine, options, force=force, report=lambda name, what, done: show(f"{name}: {what}", done)
+        )
     click.echo(f"{out}: built for {engine} in {time.perf_counter() - started:.0f} s", err=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +52,38 @@ json_option = click.option(
 )
 
 
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """Yield ``show(what, fraction)``: a bar with an estimate on a terminal, else a line whenever ``what`` changes."""
+    from tqdm import tqdm
+
+    layout = "{desc:32} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+    last = ""
+    terminal = sys.stderr.isatty()
+    with tqdm(total=1.0, bar_format=layout, leave=False, disable=not terminal) as bar:
+
+        def show(what: str, fraction: float) -> None:
+            nonlocal last
+            if not terminal and what != last:
+                click.echo(f"{100 * fraction:3.0f} % {what}", err=True)
+            last = what
+            bar.n = fraction
+            bar.set_description_str(what)
+
+        yield show
+
+
+def check_json(file: str | None) -> None:
+    """Before minutes of work: whether ``--json`` will have a place to go."""
+    if file not in (None, "-") and (os.path.isdir(file) or not os.path.isdir(os.path.dirname(file) or ".")):
+        raise InputError(
+            f"{file}: cannot be written: is a directory, or its directory is missing", "choose another --json"
+        )
+
+
 def write_json(value: Any, file: str) -> None:
     """Write JSON to a file, or to standard output for ``-``. InputError when it cannot be written."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     if file == "-":
         click.echo(text)
         return
@@ -58,6 +91,15 @@ def write_json(value: Any, file: str) -> None:
         Path(file).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror or error}", "choose another --json") from None
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities, which JSON lacks, as null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sdrt.cli import Command
+from sdrt.cli import Command, common
 from sdrt.errors import ExportError
 
 INSTALL = "pip install 'sdrt[export]'"
@@ -41,17 +41,11 @@ def command(model: str, out: str, components: tuple[str, ...], force: bool) -> N
     except ModuleNotFoundError as error:
         raise ExportError(f"{error.name} is not installed", INSTALL) from None
     started = time.perf_counter()
-    from tqdm import tqdm
-
-    with tqdm(total=1.0, unit="", bar_format="{desc:32} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}") as bar:
-
-        def show(progress: Any) -> None:
-            bar.n = progress.fraction
-            bar.set_description_str(f"{progress.component}: {progress.stage}")
-
-        bundle = exporter.export(model, out, components=components, force=force, report=show)
-        bar.n = 1.0
-        bar.set_description_str("done")
+    with common.progress() as show:
+        bundle = exporter.export(
+            model, out, components=components, force=force,
+            report=lambda p: show(f"{p.component}: {p.stage}", p.fraction),
+        )  # fmt: skip
     worst = min(
         (p.psnr for c in bundle.manifest.components.values() for p in c.artifact.parity if p.psnr is not None),
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,7 @@ def command(
     text = prompt if prompt is not None else prompt_option
     assert text is not None
     _check_output(output)
+    common.check_json(json_file)
     import sdrt
     from sdrt import image
 
@@ -103,7 +105,10 @@ def command(
 def _check_output(output: Path) -> None:
     """Before minutes of work: whether the picture will have a place to go."""
     if output.suffix.lower() != ".png":
-        raise InputError(f"--output {output}: pictures are written as PNG", f"-o {output.with_suffix('.png')}")
-    if output.is_dir() or not output.parent.is_dir():
-        problem = "is a directory" if output.is_dir() else f"there is no directory {output.parent}"
+        raise InputError(
+            f"--output {output}: pictures are written as PNG",
+            f"-o {output.with_suffix('.png') if output.name else 'out.png'}",
+        )
+    if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises for a name that is too long
+        problem = "is a directory" if os.path.isdir(output) else f"there is no directory {output.parent}"
         raise InputError(f"--output {output}: {problem}", "choose another --output")

@@ -52,8 +52,9 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         config = dict(scheduler)
     else:
         raise InputError(f"scheduler is {type(scheduler).__name__}, expected a name or a config dict")
-    if config.get("_class_name") not in CLASSES:
-        raise _unknown(config.get("_class_name"))
+    chosen = config.get("_class_name")
+    if not isinstance(chosen, str) or chosen not in CLASSES:
+        raise _unknown(chosen)
     return config
 
 

@@ -62,6 +62,8 @@ class TrainingSchedule:
             raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 1 to 100000")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(f"trained_betas has {len(self.trained_betas)} values, expected {self.num_train_timesteps}")
+        if self.trained_betas is not None and not all(0 < beta < 1 for beta in self.trained_betas):
+            raise InputError("trained_betas must lie between 0 and 1")
         if not 0 < self.beta_start < 1 or not 0 < self.beta_end < 1:
             raise InputError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1")
         if not 0 <= self.steps_offset < self.num_train_timesteps:
