@@ -33,6 +33,8 @@ Dim = int | str
 """A size, or a symbol: ``B`` (batch), ``T`` (tokens), ``H``, ``W`` (picture, in pixels), or ``H/8``: the symbol
 divided by a number, rounded up (what a chain of stride-2 convolutions leaves)."""
 
+MAX_DIM = 2**24
+
 _SYMBOL = re.compile(r"([A-Z][A-Z0-9_]*)(?:/([1-9][0-9]{0,3}))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,8 +62,8 @@ class TensorSpec:
         for dim in self.shape:
             if isinstance(dim, str):
                 split_dim(dim)
-            elif dim < 1:
-                raise BundleError(f"tensor {self.name}: dimension {dim} is not positive")
+            elif not 1 <= dim <= MAX_DIM:
+                raise BundleError(f"tensor {self.name}: dimension {dim} is not between 1 and {MAX_DIM}")
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
@@ -314,6 +316,11 @@ class Manifest:
             if text.clip_skip is not None and self.components[text.component].constants is None:
                 raise BundleError(f"text_encoders gives {text.component!r} a clip_skip, but it has no constants file")
             _check_output("text_encoders", text.outputs(), text.component, self.components[text.component])
+            shapes = {spec.name: spec.shape for spec in self.components[text.component].outputs}
+            if odd := [
+                name for name in text.outputs() if name != text.pooled and shapes[name] != shapes[text.hidden_states]
+            ]:
+                raise BundleError(f"{text.component}: {odd[0]} has another shape than {text.hidden_states}")
         # A bundle may hold some components only (sdrt export --component); the pipeline asks for what it needs.
         if (denoiser := self.components.get(self.denoiser.component)) is not None:
             fed, wanted = set(self.denoiser.inputs), {spec.name for spec in denoiser.inputs}

@@ -11,8 +11,8 @@ import gc
 import io
 import json
 import os
-import re
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -471,7 +471,7 @@ _ROWS: list[tuple[Any, ...]] = [
     ("half a character", put("family", "\ud800"), "lone surrogate", INSPECT, False),
     ("source unknown", denoiser("inputs", "sample", ["sketch"]), "fed by 'sketch', which", GENERATE),
     ("pooled text that no encoder gives", denoiser("inputs", "encoder_hidden_states", ["text.pooled"]),
-           "text.pooled", GENERATE, False),
+           "text.pooled", GENERATE),
     ("no source", denoiser("inputs", "sample", []), "denoiser", GENERATE, False),
     ("no text encoder", put("text_encoders", []), "has no text encoder", GENERATE),
     ("denoiser's output unknown", denoiser("output", "noise"), "'noise'", GENERATE, False),
