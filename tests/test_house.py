@@ -103,6 +103,11 @@ def test_generate_loads_no_heavy_library(bundle: Path, ort_bundle: Path, tmp_pat
     assert loaded.isdisjoint({*HEAVY, "safetensors", "huggingface_hub"})
 
 
+def test_verify_needs_no_torch(bundle: Path) -> None:
+    code = f"import sys; sys.argv = ['sdrt', 'verify', {str(bundle)!r}]\nfrom sdrt.cli import main\ntry: main()\n"
+    assert loaded_modules(code + "except SystemExit as e: assert not e.code").isdisjoint(HEAVY)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "null"])
 def test_looking_at_an_engine_does_not_import_its_library(engine: str) -> None:
     assert "onnxruntime" not in loaded_modules(f"from sdrt.engine import find_engine; find_engine({engine!r})")

@@ -23,7 +23,7 @@ from sdrt.engine import ONNX
 from sdrt.errors import ExportError
 from sdrt.staging import new_directory
 from sdrt_export import checkpoint as checkpoints
-from sdrt_export import families
+from sdrt_export import families, weights
 from sdrt_export.checkpoint import Checkpoint
 from sdrt_export.families import Facts, Family, Part
 
@@ -44,6 +44,14 @@ class Progress:
     fraction: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What an export will take, in bytes: ``disk`` for the bundle, ``memory`` resident in its largest process."""
+
+    disk: int
+    memory: int
+
+
 Report = Callable[[Progress], object]
 
 
@@ -58,7 +66,7 @@ def export(
     checkpoint = checkpoints.locate(model)
     family = families.find(checkpoint)
     parts = _chosen(family, checkpoint, components)
-    _check_disk(checkpoint, parts, Path(out))
+    _check_disk(_estimate(checkpoint, parts).disk, Path(out))
     with new_directory(out, force=force) as staging, ThreadPoolExecutor(1) as hashing:
         sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
         made: dict[str, Component] = {}
@@ -90,17 +98,27 @@ def _chosen(family: Family, checkpoint: Checkpoint, components: Sequence[str]) -
     return [part for part in parts if not components or part.name in components]
 
 
-def _check_disk(checkpoint: Checkpoint, parts: Sequence[Part], out: Path) -> None:
-    """ExportError when the disk has no room for float32 copies of the weights."""
-    sizes = {part.folder: sum(path.stat().st_size for path in checkpoint.weights(part.folder)) for part in parts}
-    need = int(1.1 * sum(sizes.values())) + 64 * 2**20
+def estimate(model: str, components: Sequence[str] = ()) -> Estimate:
+    """What exporting these components will take. Raises as ``export`` does."""
+    checkpoint = checkpoints.locate(model)
+    return _estimate(checkpoint, _chosen(families.find(checkpoint), checkpoint, components))
+
+
+def _estimate(checkpoint: Checkpoint, parts: Sequence[Part]) -> Estimate:
+    """Beside float32 weights: 20 MB of other files, and 0.8 GB of libraries and graph in memory, as was seen."""
+    sizes = {part.folder: weights.float32_bytes(checkpoint.weights(part.folder)) for part in parts}
+    return Estimate(sum(sizes.values()) + 20 * 2**20, max(sizes.values()) + 8 * 10**8)
+
+
+def _check_disk(need: int, out: Path) -> None:
     folder = Path(os.path.abspath(out))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ExportError(
-            f"{folder}: {free / 2**30:.1f} GiB free, the bundle needs {need / 2**30:.1f} GiB", "free some"
+            f"{folder}: {free / 1e9:.1f} GB free, the bundle needs {need / 1e9:.1f} GB",
+            "make room, or choose another OUT",
         )
 
 

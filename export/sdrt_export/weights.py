@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,21 @@ def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
     return state
 
 
+def float32_bytes(paths: Iterable[Path]) -> int:
+    """Size of the files' tensors as float32, from their headers. ExportError for a damaged header."""
+    total = 0
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, 100 * 2**20)))
+            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+            total += sum(4 * math.prod(shape) for shape in shapes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None
+    return total
+
+
 def _rewritten(source: Path, target: Path) -> Path:
     """``source`` with every floating-point tensor as float32: a header, then one tensor after the other."""
     import torch
@@ -46,11 +62,8 @@ def _rewritten(source: Path, target: Path) -> Path:
             piece = file.get_slice(name)
             floating = piece.get_dtype() in ("F16", "BF16", "F64", "F32")
             shape = piece.get_shape()
-            count = 1
-            for size in shape:
-                count *= size
             width = 4 if floating else file.get_tensor(name).element_size()
-            end = offset + width * count
+            end = offset + width * math.prod(shape)
             header[name] = {
                 "dtype": "F32" if floating else piece.get_dtype(), "shape": shape, "data_offsets": [offset, end]
             }  # fmt: skip

@@ -41,6 +41,8 @@ def command(model: str, out: str, components: tuple[str, ...], force: bool) -> N
     except ModuleNotFoundError as error:
         raise ExportError(f"{error.name} is not installed", INSTALL) from None
     started = time.perf_counter()
+    needed = exporter.estimate(model, components)
+    click.echo(f"about {common.size(needed.disk)} of disk, {common.size(needed.memory)} of memory", err=True)
     with common.progress() as show:
         bundle = exporter.export(
             model, out, components=components, force=force,

@@ -298,3 +298,14 @@ def test_sigkill_leaves_no_bundle_and_a_second_run_succeeds(checkpoint: Path, tm
     assert cli(*command[3:]).returncode == 0
     assert bundles.damaged(bundles.load(out)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "what the killed runs left is gone"
+
+
+def test_estimate_comes_before_the_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 sizes from the headers; a disk without room is told before anything is traced."""
+    needed = exporter.estimate(str(checkpoint))
+    weights = sum(path.stat().st_size for path in checkpoint.glob("*/*.safetensors"))
+    assert weights * 0.95 < needed.disk - 20 * 2**20 < weights
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(ExportError, match=r"0\.0 GB free, the bundle needs 0\.0 GB"):
+        exporter.export(str(checkpoint), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
