@@ -1,7 +1,7 @@
 """Engines and sessions: what runs a component, and the door through which every tensor goes.
 
 An engine is a module in ``sdrt_engines``, found by its file's name. ``open_session`` returns a session that checks
-each input before the engine sees it, serialises calls, and counts nothing else.
+each input before the engine sees it, serialises calls, and holds each output against the manifest.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def unknown_device(engine: str, device: str, devices: Sequence[Device]) -> Devic
 
 
 class CheckedSession:
-    """A session behind a check of names, dtypes, shapes and profiles, and a lock."""
+    """A session behind checks of names, dtypes, shapes and profiles, of inputs and outputs, and a lock."""
 
     def __init__(self, bundle: Bundle, name: str, session: Session) -> None:
         self.spec = session.spec

@@ -79,6 +79,8 @@ class GenerationRequest:
             raise InputError(
                 f"negative_prompt has {len(negative)} texts for {len(prompts)} prompts", "give one, or as many"
             )
+        for name in ("num_inference_steps", "num_images_per_prompt", "clip_skip", "width", "height", "seed"):
+            object.__setattr__(self, name, _integer(getattr(self, name)))
         for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -88,7 +90,7 @@ class GenerationRequest:
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIDE):
                 raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
         scale = self.guidance_scale
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale):
             raise InputError(f"guidance_scale is {scale!r}, expected a finite number")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
@@ -149,6 +151,11 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
         except UnicodeEncodeError:
             raise InputError(f"{name} holds a lone surrogate, which is no character: {text[:40]!r}") from None
     return tuple(texts)
+
+
+def _integer(value: object) -> object:
+    """numpy's integers as Python's; anything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _check_latents(latents: object, pictures: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdrt.bundle import Artifact, Bundle, Component, solve
 from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
+from sdrt_engines.graph.shapes import profiles
 
 OPENS = ("*",)
 INSTALL = "nothing to install"
@@ -30,11 +31,13 @@ def devices() -> Sequence[Device]:
 
 def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
     parse_options(NullOptions, options.extra, "null")
-    artifact = source.component(name).artifact
+    component = source.component(name)
+    artifact = component.artifact
     for file in artifact.files:
         (out / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path(file.path), out / file.path)
-    return replace(artifact, engine="null", built_from=artifact.files[0].sha256)
+    built_from = artifact.files[0].sha256
+    return replace(artifact, engine="null", profiles=profiles(component, options), built_from=built_from)
 
 
 def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> NullSession:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdrt.bundle import MANIFEST, Artifact, Bundle, Component, DimRange, record
+from sdrt.bundle import MANIFEST, Artifact, Bundle, record
 from sdrt.engine import (
     ONNX,
     Array,
@@ -24,6 +24,7 @@ from sdrt.engine import (
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
 from sdrt_engines.graph import load_graph
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
+from sdrt_engines.graph.shapes import fixed_dims, profiles
 
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
@@ -118,13 +119,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 4
-    if len(options.shapes) == 1:
-        width, height = options.shapes[0]
-        for dim in {d for spec in (*component.inputs, *component.outputs) for d in spec.shape if isinstance(d, str)}:
-            symbol, _, divisor = dim.partition("/")
-            if symbol in ("H", "W"):
-                size = {"H": height, "W": width}[symbol]
-                settings.add_free_dimension_override_by_name(dim, -(-size // int(divisor or 1)))
+    for dim, size in fixed_dims(component, options).items():
+        settings.add_free_dimension_override_by_name(dim, size)
     entry = source.path(component.artifact.files[0].path)
     model = load_graph(entry)
     group_norm_as_instance_norm(model)
@@ -143,25 +139,6 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         profiles=profiles(component, options),
         built_from=component.artifact.files[0].sha256,
         facts={"onnxruntime": library.__version__, "optimization": "extended"},
-    )
-
-
-def profiles(component: Component, options: BuildOptions) -> tuple[dict[str, DimRange], ...]:
-    """The ranges that ``--shape`` and ``--batch`` mean for one component.
-
-    Guidance runs the networks that see the prompt with twice the pictures, so the batch of a component that takes
-    tokens or hidden states ranges up to 2 × batch.
-    """
-    symbols = {d.partition("/")[0] for spec in component.inputs for d in spec.shape if isinstance(d, str)}
-    batch: dict[str, DimRange] = {}
-    if options.batch is not None and "B" in symbols:
-        most = options.batch * (2 if "T" in symbols else 1)
-        batch = {"B": DimRange(1, most, most)}
-    if not options.shapes or "H" not in symbols:
-        return (batch,) if batch else ()
-    return tuple(
-        {**batch, "H": DimRange(height, height, height), "W": DimRange(width, width, width)}
-        for width, height in options.shapes
     )
 
 

@@ -39,17 +39,24 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
     return tuple(shapes)
 
 
-engine_option = click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out.")
-device_option = click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's choice when left out."
-)
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
 )
+
+
+def opening_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that opens a bundle: --engine, --device, --threads, -O."""
+    for option in reversed((
+        click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out."),
+        click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's own choice."),
+        extra_option,
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @contextmanager

@@ -41,10 +41,7 @@ from sdrt.errors import InputError
 )
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
-@common.engine_option
-@common.device_option
-@common.threads_option
-@common.extra_option
+@common.opening_options
 @common.json_option
 def command(
     prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str, output: Path, width: int | None,

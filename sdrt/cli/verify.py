@@ -14,10 +14,7 @@ from sdrt.errors import BundleError, NumericsError
 
 @click.command(cls=Command, examples="sdrt verify sd15\nsdrt verify sd15 --engine onnxruntime --threads 2 --json -")
 @click.argument("bundle", type=click.Path())
-@common.engine_option
-@common.device_option
-@common.threads_option
-@common.extra_option
+@common.opening_options
 @common.json_option
 def command(
     bundle: str,

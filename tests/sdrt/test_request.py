@@ -53,6 +53,15 @@ def test_batches() -> None:
     assert GenerationRequest("a").seeds(5) == [5]
 
 
+def test_numpy_numbers() -> None:
+    request = GenerationRequest(
+        "a", seed=np.int64(3), width=np.int32(64), num_inference_steps=np.uint8(4), guidance_scale=np.float32(2)
+    )  # type: ignore[arg-type]
+    assert (request.seed, request.width, request.num_inference_steps) == (3, 64, 4)
+    assert type(request.seed) is int
+    assert request.guided
+
+
 def test_size() -> None:
     assert GenerationRequest("a").size((512, 768), 8) == (512, 768)
     assert GenerationRequest("a", width=64).size((512, 768), 8) == (64, 768)
