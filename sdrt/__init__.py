@@ -7,6 +7,8 @@ with Pipeline.from_pretrained("bundle") as pipe:
 
 from __future__ import annotations
 
+import logging
+
 from sdrt.bundle import Bundle
 from sdrt.errors import (
     BuildError,
@@ -21,6 +23,8 @@ from sdrt.errors import (
 )
 from sdrt.pipeline import Pipeline, Result, Step, Timings
 from sdrt.request import GenerationRequest
+
+logging.getLogger("sdrt").addHandler(logging.NullHandler())  # the program that embeds us decides what is shown
 
 __version__ = "0.1.0"
 

@@ -388,9 +388,10 @@ def load(root: str | Path) -> Bundle:
     if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long, or a folder that may not be entered
         replaced = root.parent / f".{root.name}.replaced"
         hint = f"a replacement was interrupted; the old bundle is {replaced}" if os.path.isdir(replaced) else ""
-        raise BundleError(f"{root}: no such directory", hint or "sdrt export MODEL OUT makes a bundle")
+        problem = "is a file, expected a bundle's directory" if os.path.isfile(root) else "no such directory"
+        raise BundleError(f"{root}: {problem}", hint or "sdrt export MODEL OUT makes a bundle")
     if not path.is_file():
-        raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", f"sdrt export MODEL {root.name}")
+        raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", "sdrt export MODEL OUT makes one")
     bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
     for file in bundle.manifest.all_files():
         try:

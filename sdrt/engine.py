@@ -118,7 +118,7 @@ def engine_names() -> list[str]:
 
 def find_engine(name: str) -> Engine:
     """The engine called ``name`` (``some-name`` is ``sdrt_engines/some_name.py``). EngineUnavailable if unknown."""
-    module = name.replace("-", "_")
+    module = str(name).replace("-", "_")
     if re.fullmatch(r"[a-z][a-z0-9_]*", module) and importlib.util.find_spec(f"sdrt_engines.{module}"):
         engine = _module(module)
         if hasattr(engine, "OPENS"):
@@ -184,6 +184,20 @@ def open_session(
         if spec.dtype not in NUMPY_DTYPES:
             raise BundleError(f"{name}: {spec.name} is {spec.dtype}, which numpy does not have")
     return CheckedSession(bundle, name, module.open(bundle, name, device, options or OpenOptions()))
+
+
+def check_profiles(name: str, component: Component, sizes: Mapping[str, int]) -> None:
+    """InputError, which lists what is held and the command for more, unless one of the profiles admits ``sizes``."""
+    profiles = component.artifact.profiles
+    if profiles and not any(fits(profile, sizes) for profile in profiles):
+        held = " or ".join(", ".join(f"{s}={r}" for s, r in profile.items()) for profile in profiles)
+        asked = ", ".join(f"{s}={n}" for s, n in sizes.items())
+        shape = f"{sizes['W']}x{sizes['H']}" if {"W", "H"} <= set(sizes) else "WxH"
+        raise InputError(
+            f"{name}: this artifact was built for {held}; asked for {asked}",
+            f"use a size held, or: sdrt build ONNX_BUNDLE OUT --engine {component.artifact.engine} --shape {shape}"
+            " --batch N",
+        )
 
 
 def unknown_device(engine: str, device: str, devices: Sequence[Device]) -> DeviceError:
@@ -281,16 +295,7 @@ class CheckedSession:
                     f" it must be {list(expected)} ({spec})",
                     "give all inputs the same batch and size",
                 )
-        profiles = self.spec.artifact.profiles
-        if profiles and not any(fits(profile, sizes) for profile in profiles):
-            held = " or ".join(", ".join(f"{s}={r}" for s, r in profile.items()) for profile in profiles)
-            asked = ", ".join(f"{s}={n}" for s, n in sizes.items())
-            shape = f"{sizes['W']}x{sizes['H']}" if {"W", "H"} <= set(sizes) else "WxH"
-            raise InputError(
-                f"{self.name}: this artifact was built for {held}; asked for {asked}",
-                f"use a size held, or: sdrt build ONNX_BUNDLE OUT --engine {self.spec.artifact.engine} --shape {shape}"
-                " --batch N",
-            )
+        check_profiles(self.name, self.spec, sizes)
 
 
 def _dtype_name(array: Array) -> str:

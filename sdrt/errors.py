@@ -57,3 +57,6 @@ class Cancelled(SdrtError):  # noqa: N818 - asked for, not a fault
     def __init__(self, message: str, fix: str = "", step: Any = None) -> None:
         super().__init__(message, fix)
         self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.fix, self.step)

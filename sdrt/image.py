@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from sdrt.errors import InputError
+from sdrt.staging import replacing
 
 
 def from_sample(sample: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,14 +56,8 @@ def save_png(picture: Image.Image, path: Path, parameters: str) -> None:
     """Write a PNG whole or not at all, with ``parameters`` as a text chunk. InputError when it cannot be written."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", parameters)  # as tEXt, or as iTXt where Latin-1 does not hold it
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as file:
             picture.save(file, format="PNG", pnginfo=info)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written: {error.strerror or error}", "choose another --output") from None

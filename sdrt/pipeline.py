@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrt import bundle as bundles
-from sdrt import image, schedulers, strict_json
+from sdrt import image, schedulers
 from sdrt.bundle import Bundle
-from sdrt.engine import OpenOptions, Session, open_session
+from sdrt.engine import OpenOptions, Session, check_profiles, open_session
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
 from sdrt.noise import TorchGenerator, initial_latents
 from sdrt.prompt import TextConditioner
@@ -70,12 +70,13 @@ class Result:
 
 @dataclass
 class _Run:
-    """What one generation holds. ``encode_seconds`` is filled when the stream starts."""
+    """What one generation holds. ``tokens``: token ids by text encoder, by text (the negative prompts first)."""
 
     request: GenerationRequest
     seeds: list[int]
     size: tuple[int, int]
     config: dict[str, Any]
+    tokens: list[list[list[int]]]
     encode_seconds: float = 0.0
     steps: list[float] = field(default_factory=list)
 
@@ -92,10 +93,7 @@ class Pipeline:
         self.sessions = sessions
         facts = bundle.manifest
         self._text = TextConditioner(bundle, sessions)
-        config = strict_json.read(bundle.path(facts.scheduler))
-        if not isinstance(config, dict):
-            raise BundleError(f"{facts.scheduler}: expected an object")
-        self.scheduler_config: dict[str, Any] = config
+        self.scheduler_config: dict[str, Any] = schedulers.read_config(bundle.path(facts.scheduler))
         self._turn = threading.Lock()
         self._turn_owner: int | None = None
         self._cancelled = threading.Event()
@@ -114,6 +112,14 @@ class Pipeline:
 
         Raises BundleError, EngineUnavailable, DeviceError, InputError.
         """
+        if not isinstance(path, (str, Path)):
+            raise InputError(f"path is {type(path).__name__}, expected a bundle's directory")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads is {threads!r}, expected an integer of at least 1")
+        if options is not None and not (
+            isinstance(options, Mapping) and all(isinstance(text, str) for item in options.items() for text in item)
+        ):
+            raise InputError("options must map names to texts, such as {'arena': 'false'}")
         bundle = bundles.load(path)
         facts = bundle.manifest
         _check_sources(bundle)
@@ -221,9 +227,19 @@ class Pipeline:
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
         schedulers.make(config, request.num_inference_steps)
-        for encoder in self._text.encoders:
-            encoder.check_clip_skip(request.clip_skip)
-        return _Run(request, request.seeds(secrets.randbits(32)), size, config)
+        self._check_profiles(request, size)
+        # The negative prompts first, as in diffusers; none without guidance.
+        texts = {"negative_prompt": request.negative_prompts if request.guided else (), "prompt": request.prompts}
+        tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
+        return _Run(request, request.seeds(secrets.randbits(32)), size, config, tokens)
+
+    def _check_profiles(self, request: GenerationRequest, size: tuple[int, int]) -> None:
+        """InputError now, not after minutes of steps, for a size or batch that a component was not built for."""
+        facts, pictures = self.bundle.manifest, len(request.prompts)
+        sizes = {"B": pictures * (2 if request.guided else 1), "H": size[1], "W": size[0]}
+        check_profiles(facts.denoiser.component, facts.components[facts.denoiser.component], sizes)
+        if request.output_type != "latent":
+            check_profiles("vae_decoder", facts.components["vae_decoder"], sizes | {"B": pictures})
 
     def _steps(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
         """Wait for this generation's turn, then the loop, then hand over."""
@@ -235,7 +251,9 @@ class Pipeline:
             self._turn_owner = threading.get_ident()
             self._cancelled.clear()
             try:
-                yield from self._denoise(run, callback)
+                for step in self._denoise(run, callback):
+                    yield step
+                    self._turn_owner = threading.get_ident()  # a stream may be driven on by another thread
             finally:
                 self._turn_owner = None
 
@@ -243,10 +261,9 @@ class Pipeline:
         request, facts = run.request, self.bundle.manifest.denoiser
         started = time.perf_counter()
         unet = self.sessions[facts.component]
-        texts, skips = list(request.prompts), [request.clip_skip] * len(request.prompts)
-        if request.guided:  # the negative prompt first, and in full depth, both as in diffusers
-            texts, skips = [*request.negative_prompts, *texts], [0] * len(texts) + skips
-        sources: dict[str, Any] = dict(self._text.encode(texts, skips, truncate=request.truncate))
+        # The negative prompt goes through the text encoder's full depth, as in diffusers.
+        skips = [0] * len(request.prompts) * request.guided + [request.clip_skip] * len(request.prompts)
+        sources: dict[str, Any] = dict(self._text.encode(run.tokens, skips))
         constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
         unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
         changing = {name: s for name, s in facts.inputs.items() if name not in constant}
@@ -275,7 +292,8 @@ class Pipeline:
             _check_finite(pred, facts.component, f"step {i + 1} of {len(scheduler.timesteps)} (timestep {timestep:g})")
             latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, shape))
             run.steps.append(time.perf_counter() - started)
-            step = Step(i, len(scheduler.timesteps), float(timestep), latents, x0, run.steps[-1])
+            # Copies: what the caller does with them is not the solver's history.
+            step = Step(i, len(scheduler.timesteps), float(timestep), latents.copy(), x0.copy(), run.steps[-1])
             if callback is not None:
                 step = self._called_back(callback, step)
                 latents = step.latents
@@ -287,12 +305,14 @@ class Pipeline:
         except Cancelled as error:
             error.step = step
             raise
+        if changed is not None and not isinstance(changed, Mapping):
+            raise InputError(f"the callback returned {type(changed).__name__}, expected None or a dict")
         latents = step.latents if changed is None else changed.get("latents", step.latents)
-        if not isinstance(latents, np.ndarray) or (latents.shape, latents.dtype) != (
-            step.latents.shape,
-            step.latents.dtype,
-        ):
-            raise InputError(f"the callback's latents are not float32{list(step.latents.shape)}")
+        shape = step.latents.shape
+        if not isinstance(latents, np.ndarray) or (latents.shape, latents.dtype) != (shape, step.latents.dtype):
+            raise InputError(f"the callback's latents are not float32{list(shape)}")
+        if not np.isfinite(latents).all():
+            raise InputError("the callback's latents hold NaN or infinity")
         return replace(step, latents=latents)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from sdrt.bundle import Bundle, TextEncoder, read_arrays
 from sdrt.engine import NUMPY_DTYPES, Session
 from sdrt.errors import BundleError, InputError, NumericsError
 from sdrt.tokenizer import ClipTokenizer
+
+logger = logging.getLogger("sdrt")
 
 
 class PromptTruncated(UserWarning):
@@ -43,17 +46,19 @@ class PromptEncoder:
         self._dtype = NUMPY_DTYPES[session.spec.inputs[0].dtype]
         self._input = session.spec.inputs[0].name
 
-    def tokenize(self, text: str, *, truncate: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, truncate: bool = False, name: str = "prompt") -> list[int]:
         """Start, the text's tokens, end, padding: ``max_length`` ids.
 
-        A text that does not fit is an InputError; with ``truncate`` it is cut, with a PromptTruncated warning.
+        A text that does not fit is an InputError; with ``truncate`` it is cut, with a PromptTruncated warning and one
+        in the log (Python shows a repeated warning once only). ``name``: what the text is called.
         """
         ids, room = self.tokenizer.encode(text), self.spec.max_length - 2
         if len(ids) > room:
             lost = self._beyond(text, room)
-            message = f"the prompt has {len(ids)} tokens, {self.spec.component} takes {room}; beyond them: {lost!r}"
+            message = f"the {name} has {len(ids)} tokens, {self.spec.component} takes {room}; beyond them: {lost!r}"
             if not truncate:
-                raise InputError(message, "shorten the prompt, or cut it there with truncate=True (--truncate)")
+                raise InputError(message, f"shorten the {name}, or cut it there with truncate=True (--truncate)")
+            logger.warning("cut: %s", message)
             warnings.warn(f"cut: {message}", PromptTruncated, stacklevel=2)
             ids = ids[:room]
         token = self.tokenizer.id
@@ -73,11 +78,11 @@ class PromptEncoder:
         lost = " ".join(words[low:])
         return lost if len(lost) <= 80 else lost[:77] + "..."
 
-    def encode(self, texts: Sequence[str], clip_skips: Sequence[int], truncate: bool) -> dict[str, NDArray[Any]]:
+    def encode(self, tokens: Sequence[Sequence[int]], clip_skips: Sequence[int]) -> dict[str, NDArray[Any]]:
         """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]; one clip-skip a text."""
+        texts = [tuple(ids) for ids in tokens]
         unique = list(dict.fromkeys(texts))  # the same text twice is computed once
-        ids = np.array([self.tokenize(text, truncate=truncate) for text in unique], self._dtype)
-        outputs = self.session.run(**{self._input: ids})
+        outputs = self.session.run(**{self._input: np.array(unique, self._dtype)})
         rows = [unique.index(text) for text in texts]
         hidden = outputs[self.spec.hidden_states][rows]
         for i, (row, skip) in enumerate(zip(rows, clip_skips, strict=True)):
@@ -119,14 +124,28 @@ class TextConditioner:
         specs = bundle.manifest.text_encoders
         self.encoders = [PromptEncoder(bundle, spec, sessions[spec.component]) for spec in specs]
 
-    def encode(
-        self, texts: Sequence[str], clip_skips: Sequence[int], *, truncate: bool = False
-    ) -> dict[str, NDArray[Any]]:
+    def tokenize(self, texts: Mapping[str, Sequence[str]], *, clip_skip: int, truncate: bool) -> list[list[list[int]]]:
+        """Token ids by text encoder, by text; ``texts`` are given by what they are called.
+
+        InputError for a text that is too long, or a clip-skip that an encoder cannot do.
+        """
+        for encoder in self.encoders:
+            encoder.check_clip_skip(clip_skip)
+        return [
+            [
+                encoder.tokenize(text, truncate=truncate, name=name)
+                for name, several in texts.items()
+                for text in several
+            ]
+            for encoder in self.encoders
+        ]
+
+    def encode(self, tokens: list[list[list[int]]], clip_skips: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Sources of the denoiser: ``text.hidden_states`` f32[B,T,C], ``text.pooled`` f32[B,D]; one text a picture.
 
-        InputError for a prompt that is too long, NumericsError for NaN.
+        NumericsError for NaN.
         """
-        parts = [encoder.encode(texts, clip_skips, truncate) for encoder in self.encoders]
+        parts = [encoder.encode(ids, clip_skips) for encoder, ids in zip(self.encoders, tokens, strict=True)]
         arrays = {"text.hidden_states": np.concatenate([part["hidden_states"] for part in parts], axis=-1)}
         pooled = [part["pooled"] for part in parts if "pooled" in part]
         if pooled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
@@ -19,6 +18,7 @@ MAX_PROMPT = 20_000
 """Characters. Far beyond what any text encoder takes; a guard against a file passed as a prompt."""
 MAX_SIDE = 16_384
 MAX_PICTURES = 1024
+MAX_GUIDANCE = 10_000
 
 
 class Arguments(TypedDict, total=False):
@@ -61,7 +61,7 @@ class GenerationRequest:
     guidance_scale: float = 7.5
     num_images_per_prompt: int = 1
     seed: int | None = None
-    latents: NDArray[np.float32] | None = None
+    latents: NDArray[np.float32] | None = field(default=None, compare=False)
     scheduler: str | Mapping[str, Any] | None = None
     clip_skip: int = 0
     truncate: bool = False
@@ -90,8 +90,9 @@ class GenerationRequest:
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIDE):
                 raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
         scale = self.guidance_scale
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale):
-            raise InputError(f"guidance_scale is {scale!r}, expected a finite number")
+        number = isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool)
+        if not number or not abs(scale) <= MAX_GUIDANCE:
+            raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
         if self.output_type not in ("pil", "np", "latent"):

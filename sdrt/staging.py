@@ -1,4 +1,4 @@
-"""Write a directory whole or not at all.
+"""Write a directory, or a file, whole or not at all.
 
 The directory is made under a temporary name beside its destination and renamed into place. What an interrupted run
 left behind is cleaned up, or put back, by the next one.
@@ -6,25 +6,31 @@ left behind is cleaned up, or put back, by the next one.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from sdrt.bundle import MANIFEST
+from sdrt import strict_json
+from sdrt.bundle import MANIFEST, parse
 from sdrt.errors import BundleError
 
 
 @contextmanager
-def new_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
+def new_directory(out: str | Path, *, force: bool = False, sources: Sequence[Path] = ()) -> Iterator[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends without an exception.
 
-    ``out`` may be missing or empty; a bundle is replaced with ``force`` only, anything else never. BundleError when it
-    cannot be written, or when another process is writing the same ``out``.
+    ``out`` may be missing or empty; a bundle is replaced with ``force`` only, anything else, and a directory that is or
+    holds one of ``sources``, never. BundleError when it cannot be written, or when another process is writing it.
     """
     out = Path(os.path.abspath(out))
+    for source in map(Path.resolve, sources):
+        if out.resolve() in (source, *source.parents):
+            raise BundleError(f"{out}: is, or holds, what is read: {source}", "choose another OUT")
     if not out.name:
         raise BundleError(f"{out}: cannot be replaced", "choose another OUT")
     try:
@@ -41,9 +47,29 @@ def new_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         place = Path(os.fsdecode(error.filename)) if error.filename else out
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a copy that finds no room names what it copied from
+            raise BundleError(
+                f"{out}: cannot be written: {error.strerror}", "make room, or choose another OUT"
+            ) from error
         if place.is_relative_to(out.parent):
             raise BundleError(f"{place}: cannot be written: {error.strerror}", "choose another OUT") from error
         raise BundleError(f"{place}: {error.strerror or error}") from error  # what was to be copied from elsewhere
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file beside ``path`` that takes its place when the block ends without an exception. OSError."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            yield file
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _commit(staging: Path, out: Path) -> None:
@@ -90,11 +116,30 @@ def _check_replaceable(out: Path, force: bool) -> None:
         return
     if not out.is_dir() or out.is_symlink():
         raise BundleError(f"{out}: exists and is not a directory", "choose another OUT")
+    if out.is_mount():
+        raise BundleError(f"{out}: is a mount point, which cannot be replaced whole", f"choose {out / 'NAME'}")
     if (out / MANIFEST).is_file():
         if not force:
             raise BundleError(f"{out}: exists", "choose another OUT, or replace it with --force")
+        _check_nothing_foreign(out)
     elif any(out.iterdir()):
         raise BundleError(f"{out}: exists and is not a bundle, so it is not replaced", "choose another OUT")
+
+
+def _check_nothing_foreign(out: Path) -> None:
+    """BundleError when the bundle's directory holds a file that is not the bundle's: it would be lost."""
+    try:
+        listed = {file.path for file in parse(strict_json.read(out / MANIFEST), MANIFEST).all_files()} | {MANIFEST}
+    except BundleError as error:
+        reason = f"{out}: its {MANIFEST} cannot be read, so it is not known what would be lost: {error.message}"
+        raise BundleError(reason, "remove it yourself, or choose another OUT") from None
+    for folder, _, files in os.walk(out):
+        for name in files:
+            path = Path(folder, name).relative_to(out).as_posix()
+            if path not in listed:
+                raise BundleError(
+                    f"{out}: holds {path}, which is not part of the bundle", "move it, or choose another OUT"
+                )
 
 
 def _partial(out: Path) -> str:

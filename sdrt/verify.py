@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from sdrt.bundle import Bundle, Parity, fits, read_arrays, solve
+from sdrt.bundle import Bundle, Parity, Profile, fits, read_arrays, solve
 from sdrt.engine import Session
 from sdrt.errors import BundleError
 from sdrt.metrics import max_abs, psnr
@@ -41,14 +41,20 @@ def reference_cases(bundle: Bundle, name: str) -> dict[str, tuple[dict[str, NDAr
     return cases
 
 
+def admitted(
+    bundle: Bundle, name: str, profiles: Sequence[Profile]
+) -> Iterator[tuple[str, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
+    """The reference cases (name, inputs, outputs) whose sizes one of the profiles admits; all when there is none."""
+    specs = bundle.component(name).inputs
+    for case, (inputs, outputs) in reference_cases(bundle, name).items():
+        sizes = solve(specs, {tensor: array.shape for tensor, array in inputs.items()})
+        if not profiles or any(fits(profile, sizes) for profile in profiles):
+            yield case, inputs, outputs
+
+
 def measure(bundle: Bundle, name: str, session: Session) -> Iterator[Parity]:
     """One figure for each output of each reference case that the artifact's profiles admit."""
-    component = bundle.component(name)
-    for case, (inputs, outputs) in reference_cases(bundle, name).items():
-        sizes = solve(component.inputs, {tensor: array.shape for tensor, array in inputs.items()})
-        profiles = component.artifact.profiles
-        if profiles and not any(fits(profile, sizes) for profile in profiles):
-            continue
+    for case, inputs, outputs in admitted(bundle, name, bundle.component(name).artifact.profiles):
         got = session.run(**inputs)
         for output, reference in outputs.items():
             if output not in got or reference.shape != got[output].shape:

@@ -22,7 +22,7 @@ from sdrt.engine import (
     unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
-from sdrt_engines.graph import load_graph
+from sdrt_engines.graph import load_graph, weights_folder
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.shapes import fixed_dims, profiles
 
@@ -121,11 +121,11 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     settings.log_severity_level = 4
     for dim, size in fixed_dims(component, options).items():
         settings.add_free_dimension_override_by_name(dim, size)
-    entry = source.path(component.artifact.files[0].path)
-    model = load_graph(entry)
+    model = load_graph(source.path(component.artifact.files[0].path))
     group_norm_as_instance_norm(model)
-    # The rewritten graph is handed over in memory; its weights stay in the file beside the original.
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(entry.parent))
+    # The rewritten graph is handed over in memory; its weights stay where they are.
+    weights = weights_folder(model, source, component)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     try:
         library.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class

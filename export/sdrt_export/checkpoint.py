@@ -6,14 +6,18 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdrt import strict_json
-from sdrt.bundle import File, check_relative, record
+from sdrt.bundle import MANIFEST, File, check_relative, record
 from sdrt.errors import BundleError, ExportError
 
+T = TypeVar("T")
+
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
-_HUB_PATTERNS = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors"]
+_HUB_VARIANTS = ["*.fp16*", "*.bf16*", "*.non_ema*"]
+"""Second copies of the weights, gigabytes each; fetched only from a repository that has nothing else."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class Checkpoint:
         """``<folder>/config.json`` without keys that name a machine's folders."""
         return {k: v for k, v in self.json(f"{folder}/config.json").items() if k != "_name_or_path"}
 
+    def need(self, folder: str, key: str, kind: type[T], default: T | None = None) -> T:
+        """One value of a network's config; ExportError when it is missing without a default, or of another type."""
+        value = self.config(folder).get(key, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            expected = {int: "an integer", float: "a number", str: "a text", list: "a list"}.get(kind, kind.__name__)
+            raise ExportError(f"{self.name}: {folder}/config.json: {key} is {value!r}, expected {expected}")
+        return value
+
     def weights(self, folder: str) -> list[Path]:
         """The safetensors files of one network: one, or the shards that its index lists. ExportError without any."""
         where = self.root / folder
@@ -60,7 +74,8 @@ class Checkpoint:
                 "convert it where you trust it: diffusers' pipeline.save_pretrained(DIR, safe_serialization=True)",
             )
         raise ExportError(
-            f"{self.name}: {folder} has no safetensors file", "the checkpoint is incomplete: download it again"
+            f"{self.name}: {folder} has no safetensors file",
+            "the checkpoint is incomplete, or has pickles only (.bin), which can run code when they are read",
         )
 
     def _shards(self, folder: str, index: Path) -> list[Path]:
@@ -87,6 +102,8 @@ def locate(model: str) -> Checkpoint:
     """A local directory, or a Hub id (``stable-diffusion-v1-5/stable-diffusion-v1-5``). ExportError when neither."""
     path = Path(model)
     if os.path.isdir(path):
+        if (path / MANIFEST).is_file():
+            raise ExportError(f"{path}: is a bundle already", f"sdrt generate PROMPT -m {path}")
         if not (path / "model_index.json").is_file():
             raise ExportError(
                 f"{path}: has no model_index.json, so it is not a checkpoint in diffusers' layout",
@@ -108,7 +125,10 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS))
+        path = Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_VARIANTS))
+        if not any(path.glob("unet/*.safetensors")):
+            path = Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        return path
     except LocalEntryNotFoundError:
         raise ExportError(
             f"{model}: no such directory here, and the Hugging Face Hub cannot be reached, nor is it in its cache",

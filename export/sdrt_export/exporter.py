@@ -17,7 +17,7 @@ from typing import Any
 
 import sdrt
 from sdrt import bundle as bundles
-from sdrt import errors
+from sdrt import errors, schedulers
 from sdrt.bundle import Artifact, Bundle, Component, File, Manifest, Parity, Provenance
 from sdrt.engine import ONNX
 from sdrt.errors import ExportError
@@ -63,17 +63,18 @@ def export(
     ``components``: some of the family's components only; none means all. Each graph is checked against torch at every
     reference case; a failed check is an ExportError and leaves no bundle. Raises ExportError, BundleError.
     """
+    out = Path(os.path.abspath(out))
     checkpoint = checkpoints.locate(model)
     family = families.find(checkpoint)
     parts = _chosen(family, checkpoint, components)
-    _check_disk(_estimate(checkpoint, parts).disk, Path(out))
-    with new_directory(out, force=force) as staging, ThreadPoolExecutor(1) as hashing:
+    _check_disk(_estimate(checkpoint, parts).disk, out)
+    with new_directory(out, force=force, sources=[checkpoint.root]) as staging, ThreadPoolExecutor(1) as hashing:
+        files = _copy_configs(checkpoint, staging)
         sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
         made: dict[str, Component] = {}
         tracker = _Tracker(report, parts)
         for part in parts:
             made[part.name] = _export_part(checkpoint, family, part, staging, tracker)
-        files = _copy_configs(checkpoint, staging)
         manifest = _manifest(checkpoint, family, made, tuple(files), sources.result())
         bundles.save(staging, manifest)
     return bundles.load(out)
@@ -105,19 +106,24 @@ def estimate(model: str, components: Sequence[str] = ()) -> Estimate:
 
 
 def _estimate(checkpoint: Checkpoint, parts: Sequence[Part]) -> Estimate:
-    """Beside float32 weights: 20 MB of other files, and 0.8 GB of libraries and graph in memory, as was seen."""
-    sizes = {part.folder: weights.float32_bytes(checkpoint.weights(part.folder)) for part in parts}
-    return Estimate(sum(sizes.values()) + 20 * 2**20, max(sizes.values()) + 8 * 10**8)
+    """Beside float32 weights: 20 MB of other files, and 0.8 GB of libraries and graph in memory, as was seen.
+
+    Weights in another precision are rewritten beside the output while their component is exported.
+    """
+    paths = {part.folder: checkpoint.weights(part.folder) for part in parts}
+    sizes = {folder: weights.float32_bytes(files) for folder, files in paths.items()}
+    rewritten = [size for folder, size in sizes.items() if size > 1.5 * sum(p.stat().st_size for p in paths[folder])]
+    return Estimate(sum(sizes.values()) + max(rewritten, default=0) + 20 * 2**20, max(sizes.values()) + 8 * 10**8)
 
 
 def _check_disk(need: int, out: Path) -> None:
-    folder = Path(os.path.abspath(out))
+    folder = out.parent  # the bundle is made beside its destination
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ExportError(
-            f"{folder}: {free / 1e9:.1f} GB free, the bundle needs {need / 1e9:.1f} GB",
+            f"{folder}: {free >> 20} MiB free, the bundle needs {need >> 20} MiB",
             "make room, or choose another OUT",
         )
 
@@ -151,7 +157,7 @@ def _work(step: str, job: dict[str, Any], stage: Callable[[str], None]) -> dict[
     """Run one step of the worker and return its result. Its errors are raised here as what they are."""
     command = [sys.executable, "-m", "sdrt_export.worker", step, json.dumps(job)]
     with tempfile.TemporaryFile() as log:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.PIPE) as process:
             assert process.stdout is not None
             try:
                 result = None
@@ -186,15 +192,15 @@ def _copy_configs(checkpoint: Checkpoint, staging: Path) -> list[File]:
     def write(relative: str, text: str) -> None:
         path = staging / relative
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")
         files.append(bundles.record(staging, relative))
 
     # What the bundle does not hold is named null, as diffusers does, so that other readers do not look for it.
     absent = ("safety_checker", "feature_extractor", "image_encoder")
     index = {k: [None, None] if k in absent else v for k, v in checkpoint.index.items() if k != "_name_or_path"}
     write("model_index.json", json.dumps({**index, "requires_safety_checker": False}, indent=2) + "\n")
-    scheduler = checkpoint.json("scheduler/scheduler_config.json")
-    write("scheduler/scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
+    scheduler = schedulers.read_config(checkpoint.root / "scheduler" / "scheduler_config.json")
+    write("scheduler/scheduler_config.json", json.dumps(scheduler, indent=2, allow_nan=False) + "\n")
     folder = checkpoint.root / "tokenizer"
     for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
         if (folder / name).is_file():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -21,6 +24,9 @@ COMMANDS = {
     "verify": "Check a bundle's files and its parity on this machine.",
     "doctor": "Show which engines and devices are usable here.",
 }
+
+
+_debugging = False
 
 
 class _LazyGroup(click.Group):
@@ -57,13 +63,12 @@ class Command(click.Command):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(sdrt.__version__, "--version", prog_name="sdrt")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, and log in detail.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(debug: bool) -> None:
     """Run Stable Diffusion on whatever chip is there: export, build, generate."""
-    ctx.obj = debug
+    global _debugging  # noqa: PLW0603 - the one state of a command line
+    _debugging = debug
     if debug:
-        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
-        logging.getLogger("PIL").setLevel(logging.WARNING)
+        logging.getLogger("sdrt").setLevel(logging.DEBUG)
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
@@ -72,8 +77,18 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 an error that sdrt raised, 2 wrong usage, 130 interrupted."""
+    """Entry point.
+
+    Exit status: 0 done, 1 an error that sdrt raised, 2 wrong usage, 130 interrupted, 128 + n ended by signal n.
+    """
     warnings.formatwarning = _one_line
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table's line must not fail where the terminal has no such sign
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # end as an exception does, so that what is half-written is cleaned up
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -82,8 +97,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except SdrtError as error:
-        if "--debug" in sys.argv:
+    except BrokenPipeError:  # whoever read our output has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (SdrtError, OSError) as error:
+        if _debugging:
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

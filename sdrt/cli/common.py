@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from sdrt.errors import InputError
+from sdrt.staging import replacing
 
 
 def parse_extra(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def opening_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((
         click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out."),
         click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor."),
-        click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine's own choice."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine chooses when left out."),
         extra_option,
     )):  # fmt: skip
         command = option(command)
@@ -82,7 +83,9 @@ def progress() -> Iterator[Callable[[str, float], None]]:
 
 def check_json(file: str | None) -> None:
     """Before minutes of work: whether ``--json`` will have a place to go."""
-    if file not in (None, "-") and (os.path.isdir(file) or not os.path.isdir(os.path.dirname(file) or ".")):
+    if file in (None, "-"):
+        return
+    if not file or os.path.isdir(file) or not os.path.isdir(os.path.dirname(file) or "."):
         raise InputError(
             f"{file}: cannot be written: is a directory, or its directory is missing", "choose another --json"
         )
@@ -95,7 +98,8 @@ def write_json(value: Any, file: str) -> None:
         click.echo(text)
         return
     try:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+        with replacing(Path(file)) as temporary:
+            temporary.write((text + "\n").encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror or error}", "choose another --json") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import time
 from typing import Any
 
@@ -19,12 +20,18 @@ INSTALL = "pip install 'sdrt[export]'"
     examples="""
     sdrt export ./stable-diffusion-v1-5 sd15
     sdrt export stable-diffusion-v1-5/stable-diffusion-v1-5 sd15      (a Hub id)
-    sdrt export ./my-fine-tune tuned --component unet --force         (the U-Net alone)
+    sdrt export ./my-fine-tune tuned-unet --component unet            (the U-Net alone)
     """,
 )
 @click.argument("model")
 @click.argument("out", type=click.Path())
-@click.option("--component", "components", multiple=True, metavar="NAME", help="Only this component; repeatable.")
+@click.option(
+    "--component",
+    "components",
+    multiple=True,
+    metavar="NAME",
+    help="Only this component; repeatable. OUT holds nothing else.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 def command(model: str, out: str, components: tuple[str, ...], force: bool) -> None:
     """Trace the checkpoint MODEL into the ONNX bundle OUT.
@@ -54,4 +61,5 @@ def command(model: str, out: str, components: tuple[str, ...], force: bool) -> N
     )
     click.echo(f"{out}: {', '.join(bundle.manifest.components)} in {time.perf_counter() - started:.0f} s", err=True)
     click.echo(f"worst parity with torch: {'identical' if worst is None else f'{worst:.1f} dB'}", err=True)
-    click.echo(f'next: sdrt generate "a lighthouse" -m {out} -o lighthouse.png', err=True)
+    if not components:
+        click.echo(f'next: sdrt generate "a lighthouse" -m {shlex.quote(out)} -o lighthouse.png', err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import click
@@ -27,17 +28,26 @@ from sdrt.errors import InputError
     "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, when it is not given as an argument."
 )
 @click.option("-n", "--negative-prompt", metavar="TEXT", default="", help="What the picture should not show.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out.png"),
+    show_default=True,
+    help="PNG file to write.",
+)
 @click.option("-W", "--width", type=int, help="Pixels; the model's own size when left out.")
 @click.option("-H", "--height", type=int, help="Pixels; the model's own size when left out.")
-@click.option("--steps", type=int, default=20, show_default=True)
+@click.option("--steps", type=int, default=20, show_default=True, help="Steps of the scheduler.")
 @click.option(
     "--cfg-scale", "--guidance-scale", type=float, default=7.5, show_default=True, help="1 turns guidance off."
 )
 @click.option("--seed", type=int, help="Picture i of the batch has seed + i; drawn when left out.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures made at once.")
 @click.option(
-    "--scheduler", metavar="NAME", help='A1111 name ("DPM++ 2M Karras") or diffusers class; the model\'s own.'
+    "--scheduler",
+    metavar="NAME",
+    help='A1111 name ("DPM++ 2M Karras") or diffusers class; the model\'s own when left out.',
 )
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
@@ -58,6 +68,9 @@ def command(
     common.check_json(json_file)
     import sdrt
     from sdrt import image
+    from sdrt.prompt import PromptTruncated
+
+    warnings.simplefilter("ignore", PromptTruncated)  # the log says it, each time
 
     request = sdrt.GenerationRequest(
         text, negative_prompt=negative_prompt, width=width, height=height, num_inference_steps=steps,

@@ -63,7 +63,8 @@ def as_text(bundle: Bundle) -> str:
         "",
         common.table(("component", "", "tensor"), tensors),
     ]
-    return "\n".join(lines)
+    # What a manifest says must not steer the terminal.
+    return "\n".join("".join(c if c.isprintable() else "�" for c in line) for line in "\n".join(lines).split("\n"))
 
 
 def _shown(component: Component) -> list[bundles.TensorSpec]:

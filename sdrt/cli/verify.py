@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from sdrt import bundle as bundles
+from sdrt import verify
 from sdrt.cli import Command, common
+from sdrt.engine import OpenOptions, open_session
 from sdrt.errors import BundleError, NumericsError
 
 
@@ -27,55 +29,66 @@ def command(
     """Check the hashes of all files, then each component's outputs against torch's, on this machine, without torch."""
     from tqdm import tqdm
 
-    from sdrt import verify
-    from sdrt.engine import OpenOptions, open_session
-
     held = bundles.load(bundle)
     total = sum(file.bytes for file in held.manifest.all_files())
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="hashes", leave=False, disable=not sys.stderr.isatty()
     ) as bar:
         damaged = bundles.damaged(held, bar.update)
+    figures: list[dict[str, Any]] = []
+    unmeasured: list[str] = []
+    if not damaged:
+        click.echo(f"{common.size(total)} in {sum(1 for _ in held.manifest.all_files())} files: hashes match", err=True)
+        for name, component in held.manifest.components.items():
+            measured = _measure(held, name, engine, device, OpenOptions(threads, extra=extra))
+            if not measured:
+                unmeasured.append(name)
+                click.echo(f"{name}: no reference vectors of the sizes that it was built for", err=True)
+            recorded = {(p.case, p.output): p.psnr for p in component.artifact.parity}
+            figures += [
+                {"component": name, "case": p.case, "output": p.output, "max_abs": p.max_abs, "psnr": p.psnr,
+                 "recorded_psnr": recorded.get((p.case, p.output)),
+                 "passed": verify.passed(p, component.artifact.precision)}
+                for p in measured
+            ]  # fmt: skip
+    if json_file is not None:
+        common.write_json({"damaged": damaged, "unmeasured": unmeasured, "parity": figures}, json_file)
     if damaged:
         raise BundleError(
             f"{bundle}: {len(damaged)} of its files are damaged: {', '.join(damaged)}",
             f"copy the bundle again, or make it again from {held.manifest.provenance.source}",
         )
-    rows: list[tuple[Any, ...]] = []
-    failed: list[str] = []
-    for name, component in held.manifest.components.items():
-        if component.reference is None:
-            rows.append((name, "-", "-", "no reference vectors", "-", "-"))
-            continue
-        session = open_session(held, name, engine=engine, device=device, options=OpenOptions(threads, extra=extra))
-        try:
-            figures = list(verify.measure(held, name, session))
-        finally:
-            session.close()
-        recorded = {(p.case, p.output): p for p in component.artifact.parity}
-        for parity in figures:
-            good = verify.passed(parity, component.artifact.precision)
-            if not good:
-                failed.append(name)
-            before = recorded.get((parity.case, parity.output))
-            rows.append((name, parity.case, parity.output, f"{parity.max_abs:.2e}", decibels(parity.psnr),
-                         decibels(before.psnr) if before else "-", "ok" if good else "FAILED"))  # fmt: skip
-    if json_file is not None:
-        keys = ("component", "case", "output", "max_abs", "psnr", "recorded_psnr", "result")
-        common.write_json(
-            {"damaged": damaged, "parity": [dict(zip(keys, row, strict=False)) for row in rows]}, json_file
-        )
     if json_file != "-":
-        head = ("component", "case", "output", "max abs", "PSNR", "recorded", "")
-        shown = [row for row in rows if not str(row[2]).startswith("hidden_states.") or row[-1] != "ok"]
-        click.echo(common.table(head, [(*row, *[""] * (len(head) - len(row))) for row in shown]))
-        click.echo(f"{common.size(total)} in {sum(1 for _ in held.manifest.all_files())} files: hashes match", err=True)
-    if failed:
-        components = ", ".join(dict.fromkeys(failed))
+        click.echo(_table(figures))
+    if failed := list(dict.fromkeys(figure["component"] for figure in figures if not figure["passed"])):
         raise NumericsError(
-            f"{components}: not what torch computed",
+            f"{', '.join(failed)}: not what torch computed",
             "the engine on this machine is at fault: try another engine or device",
         )
+
+
+def _measure(
+    held: bundles.Bundle, name: str, engine: str | None, device: str | None, options: OpenOptions
+) -> list[bundles.Parity]:
+    """Parity of one component on this machine; empty when the bundle has no reference vectors for it."""
+    if held.component(name).reference is None:
+        return []
+    session = open_session(held, name, engine=engine, device=device, options=options)
+    try:
+        return list(verify.measure(held, name, session))
+    finally:
+        session.close()
+
+
+def _table(figures: list[dict[str, Any]]) -> str:
+    """What was measured, as a table; hidden states that passed are left out."""
+    rows = [
+        (f["component"], f["case"], f["output"], f"{f['max_abs']:.2e}", decibels(f["psnr"]),
+         decibels(f["recorded_psnr"]), "ok" if f["passed"] else "FAILED")
+        for f in figures
+        if not (f["passed"] and f["output"].startswith("hidden_states."))
+    ]  # fmt: skip
+    return common.table(("component", "case", "output", "max abs", "PSNR", "recorded", ""), rows)
 
 
 def decibels(psnr: float | None) -> str:

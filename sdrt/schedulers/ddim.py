@@ -29,9 +29,10 @@ class DDIM:
     """diffusers' DDIMScheduler."""
 
     init_sigma = 1.0
+    OPTIONS = DDIMOptions
 
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        o = tables.read_options(DDIMOptions, config, "DDIMScheduler")
+        o = tables.read_options(self.OPTIONS, config, "DDIMScheduler")
         tables.check_steps(steps, o)
         tables.unsupported("DDIMScheduler", thresholding=(o.thresholding, False))
         n = o.num_train_timesteps

@@ -35,7 +35,7 @@ class DPMSolverOptions(tables.TrainingSchedule):
     flow_shift: float | None = 1.0
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     lambda_min_clipped: float = -math.inf
-    variance_type: Literal["learned", "learned_range"] | None = None
+    variance_type: Literal["learned", "learned_range", "fixed_small", "fixed_large", "fixed_small_log"] | None = None
     use_dynamic_shifting: bool = False
     time_shift_type: Literal["exponential"] = "exponential"
 
@@ -47,22 +47,23 @@ class DPMSolverPP2M:
     """
 
     init_sigma = 1.0
+    OPTIONS = DPMSolverOptions
 
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
         name = "DPMSolverMultistepScheduler"
-        if config.get("lambda_min_clipped") in ("-inf", -math.inf):  # how diffusers' JSON spells its default
+        if config.get("lambda_min_clipped") == -math.inf:  # the default, as diffusers' own config object holds it
             config = {key: value for key, value in config.items() if key != "lambda_min_clipped"}
-        o = tables.read_options(DPMSolverOptions, config, name)
+        o = tables.read_options(self.OPTIONS, config, name)
         tables.check_steps(steps, o)
         tables.unsupported(
             name,
             thresholding=(o.thresholding, False),
-            algorithm_type=("dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type, "dpmsolver++"),
+            algorithm_type=(o.algorithm_type, "dpmsolver++"),
             use_exponential_sigmas=(bool(o.use_exponential_sigmas), False),
             use_beta_sigmas=(bool(o.use_beta_sigmas), False),
             use_lu_lambdas=(bool(o.use_lu_lambdas), False),
             use_flow_sigmas=(bool(o.use_flow_sigmas), False),
-            variance_type=(o.variance_type, None),
+            variance_type=(o.variance_type in ("learned", "learned_range"), False),
             use_dynamic_shifting=(o.use_dynamic_shifting, False),
         )
         if o.solver_order not in (1, 2):

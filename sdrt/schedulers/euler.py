@@ -35,9 +35,11 @@ class EulerOptions(tables.TrainingSchedule):
 class Euler:
     """diffusers' EulerDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
+    OPTIONS = EulerOptions
+
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
         name = "EulerDiscreteScheduler"
-        o = tables.read_options(EulerOptions, config, name)
+        o = tables.read_options(self.OPTIONS, config, name)
         tables.check_steps(steps, o)
         tables.unsupported(
             name,

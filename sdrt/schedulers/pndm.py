@@ -29,9 +29,10 @@ class PNDM:
     """diffusers' PNDMScheduler with ``skip_prk_steps``."""
 
     init_sigma = 1.0
+    OPTIONS = PNDMOptions
 
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        o = tables.read_options(PNDMOptions, config, "PNDMScheduler")
+        o = tables.read_options(self.OPTIONS, config, "PNDMScheduler")
         tables.check_steps(steps, o)
         tables.unsupported(
             "PNDMScheduler",

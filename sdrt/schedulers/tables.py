@@ -198,8 +198,16 @@ def _option(hint: Any, value: Any, where: str) -> Any:
             return value
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
             return tuple(_option(float, item, f"{where}[{i}]") for i, item in enumerate(value))
-    expected = ", ".join(map(repr, get_args(hint))) if get_origin(hint) is Literal else str(hint)
+    expected = " or ".join(_spoken(kind) for kind in kinds)
     raise InputError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _spoken(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list of numbers"
+    return {bool: "true or false", int: "an integer", float: "a finite number", type(None): "null"}[kind]
 
 
 FOREIGN = frozenset({

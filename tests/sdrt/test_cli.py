@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import sdrt
-from tests.conftest import Cli
+from tests.conftest import Cli, environment
 
 
 def test_generate(bundle: Path, tmp_path: Path, cli: Cli) -> None:
@@ -68,7 +71,8 @@ def test_verify(ort_bundle: Path, tmp_path: Path, cli: Cli) -> None:
     assert "hashes match" in done.stderr
     parity = json.loads((tmp_path / "verify.json").read_text())["parity"]
     assert {row["component"] for row in parity} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
-    assert {row["result"] for row in parity} == {"ok"}
+    assert {row["passed"] for row in parity} == {True}
+    assert all(row["psnr"] >= 110 and row["max_abs"] < 1e-3 for row in parity if row["psnr"] is not None)
 
 
 def test_verify_finds_an_engine_that_computes_nothing(bundle: Path, cli: Cli) -> None:
@@ -94,3 +98,18 @@ def test_debug_shows_the_traceback(tmp_path: Path, cli: Cli) -> None:
 
 def test_version(cli: Cli) -> None:
     assert cli("--version").stdout == f"sdrt, version {sdrt.__version__}\n"
+
+
+def test_output_that_cannot_show_every_sign(bundle: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """A redirected Windows console: no traceback, a question mark instead."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    for command in (["doctor"], ["inspect", bundle]):
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+        assert "?" in done.stdout
+
+
+def test_whoever_reads_may_go(bundle: Path) -> None:
+    command = f"{sys.executable} -m sdrt inspect {bundle} --json - | head -c 10"
+    done = subprocess.run(command, shell=True, env=environment(), capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

@@ -514,7 +514,6 @@ _ROWS: list[tuple[Any, ...]] = [
     ("scheduler's betas", scheduler(trained_betas=[0.1]), "trained_betas has 1 values, expected 1000", GENERATE, False),
     ("scheduler's betas out of range", scheduler(trained_betas=[2.0] * 1000), "trained_betas", GENERATE, False),
     ("prediction unknown", scheduler(prediction_type="flow"), "prediction_type: expected 'epsilon'", GENERATE, False),
-    ("option unknown", scheduler(warp=1), "PNDMScheduler has no option 'warp'", GENERATE, False),
     ("thresholding", scheduler(_class_name="DPMSolverMultistepScheduler", thresholding=True),
            "DPMSolverMultistepScheduler: thresholding=True is not supported", GENERATE),
     ("stochastic solver", scheduler(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),

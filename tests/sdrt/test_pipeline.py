@@ -333,3 +333,82 @@ def test_engine_bundle_gives_the_same_picture(pipe: Pipeline, ort_bundle: Path) 
     arguments: dict[str, Any] = {"width": 72, "height": 64, "num_inference_steps": 4, "seed": 2, "output_type": "np"}
     with Pipeline.from_pretrained(ort_bundle) as built:
         assert psnr(pipe("a fox", **arguments).images, built("a fox", **arguments).images, 1.0) >= 100
+
+
+def test_a_profile_that_the_vae_lacks_is_told_before_the_steps(bundle: Path, tmp_path: Path) -> None:
+    from sdrt.engine import BuildOptions
+    from sdrt_engines.build import build
+
+    build(bundle, tmp_path / "out", "null", BuildOptions(shapes=((64, 64),), batch=1))
+    with Pipeline.from_pretrained(tmp_path / "out") as pipe:
+        two: dict[str, Any] = {"width": 64, "height": 64, "num_images_per_prompt": 2, "guidance_scale": 1.0}
+        with pytest.raises(
+            sdrt.InputError, match=r"vae_decoder: this artifact was built for B=1, H=64, W=64; asked for B=2"
+        ):
+            pipe.stream("a fox", **two)
+        with pytest.raises(sdrt.InputError, match="tokens, text_encoder takes 75"):
+            pipe.stream("word " * 90, width=64, height=64)
+        with pytest.raises(sdrt.InputError, match="the negative_prompt has 90 tokens"):
+            pipe.stream("a fox", negative_prompt="word " * 90, width=64, height=64)
+
+
+def test_every_cut_is_logged(null: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="cut"):
+            null("word " * 90, num_inference_steps=1, truncate=True)
+    assert len([record for record in caplog.records if "cut: the prompt has 90 tokens" in record.message]) == 3
+
+
+def test_a_stream_may_be_driven_by_another_thread(null: Pipeline) -> None:
+    """A server's request begins in one worker and goes on in another; the first must wait, not be refused."""
+    stream = null.stream("a fox", num_inference_steps=3, scheduler="DDIM")
+    thread = threading.Thread(target=lambda: next(stream))
+    thread.start()
+    thread.join()
+    assert [step.index for step in stream] == [1, 2]
+    null("a fox", num_inference_steps=1)
+
+
+def test_steps_are_the_callers_own(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 4,
+        "seed": 1,
+        "scheduler": "DPM++ 2M",
+    }
+    untouched = pipe("a fox", output_type="latent", **arguments).images
+    for step in pipe.stream("a fox", **arguments):
+        last = step.latents.copy()
+        step.predicted_x0[...] = 0
+        step.latents[...] = 0
+    np.testing.assert_array_equal(last, untouched)
+
+
+def test_the_models_own_config_may_hold_what_nobody_knows(null: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    """Old checkpoints do; diffusers passes it over as well. A caller's own dict is held to the letter."""
+    null.scheduler_config = {**null.scheduler_config, "predict_epsilon": True, "variance_type": "fixed_small"}
+    for name in (None, "Euler", "DPM++ 2M"):
+        null("a fox", num_inference_steps=1, scheduler=name)
+    assert "unknown option 'predict_epsilon' is passed over" in caplog.text
+    with pytest.raises(sdrt.InputError, match="no option 'predict_epsilon'"):
+        null("a fox", num_inference_steps=1, scheduler=null.scheduler_config)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"path": None}, {"threads": 0}, {"threads": "2"}, {"options": {"arena": True}}, {"options": ["a"]}],
+    ids=str,
+)
+def test_loading_checks_its_types(bundle: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(sdrt.InputError):
+        Pipeline.from_pretrained(**({"path": bundle} | arguments))
+    with pytest.raises(sdrt.EngineUnavailable):
+        Pipeline.from_pretrained(bundle, engine=3)  # type: ignore[arg-type]
+
+
+def test_cancelled_survives_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(sdrt.Cancelled("enough", "go on", step=3)))
+    assert (error.message, error.fix, error.step) == ("enough", "go on", 3)

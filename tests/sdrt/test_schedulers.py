@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdrt import schedulers
-from sdrt.errors import InputError
+from sdrt.errors import BundleError, InputError
 from sdrt.schedulers import tables
 
 SD1 = {
@@ -189,3 +191,17 @@ def test_any_value_of_any_option(name: str, key: str, value: Any) -> None:
             schedulers.make({**SD1, "_class_name": name, key: value}, 5)
     except InputError:
         pass
+
+
+@pytest.mark.parametrize("name", sorted(schedulers.CLASSES))
+def test_configs_as_diffusers_saves_them(name: str, tmp_path: Path) -> None:
+    """DPMSolverMultistepScheduler's holds ``"lambda_min_clipped": -Infinity``, which is no JSON."""
+    made = getattr(diffusers, name)(**{k: v for k, v in SD1.items() if k in getattr(diffusers, name)().config})
+    made.save_pretrained(tmp_path)
+    config = schedulers.read_config(tmp_path / "scheduler_config.json")
+    assert json.loads(json.dumps(config, allow_nan=False)) == config
+    for scheduler in (None, *schedulers.A1111):
+        schedulers.make(schedulers.resolve(scheduler, config), 10)
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler", "beta_start": -Infinity}')
+    with pytest.raises(BundleError, match="-Infinity is not a JSON number"):
+        schedulers.read_config(tmp_path / "scheduler_config.json")

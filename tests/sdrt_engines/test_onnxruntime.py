@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sdrt import BuildError, BundleError, InputError, Pipeline
 from sdrt import bundle as bundles
 from sdrt.engine import BuildOptions, OpenOptions, open_session
 from sdrt.metrics import psnr
+from sdrt.verify import measure
+from sdrt_engines import onnxruntime as engine
 from sdrt_engines.build import build
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 
@@ -87,18 +90,18 @@ def test_build_refuses(bundle: Path, tmp_path: Path, options: BuildOptions, mess
     assert list(tmp_path.iterdir()) == []
 
 
+def wrong_epsilon(model: Any) -> int:
+    """The pass, on a graph with another epsilon in every group norm."""
+    for node in model.graph.node:
+        if node.op_type == "GroupNormalization":
+            next(a for a in node.attribute if a.name == "epsilon").f = 0.5
+    return group_norm_as_instance_norm(model)
+
+
 def test_build_that_computes_something_else_leaves_nothing(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sdrt_engines.onnxruntime as engine
-
-    def wrong(model: Any) -> int:
-        for node in model.graph.node:
-            if node.op_type == "GroupNormalization":
-                next(a for a in node.attribute if a.name == "epsilon").f = 0.5
-        return group_norm_as_instance_norm(model)
-
-    monkeypatch.setattr(engine, "group_norm_as_instance_norm", wrong)
+    monkeypatch.setattr(engine, "group_norm_as_instance_norm", wrong_epsilon)
     with pytest.raises(BuildError, match="unet: onnxruntime does not compute what torch computes"):
         build(bundle, tmp_path / "out", "onnxruntime")
     assert list(tmp_path.iterdir()) == []
@@ -171,3 +174,45 @@ def test_missing_library_names_the_extra(bundle: Path, monkeypatch: pytest.Monke
     with pytest.raises(sdrt.EngineUnavailable, match="onnxruntime cannot be imported") as caught:
         Pipeline.from_pretrained(bundle)
     assert caught.value.fix == "pip install 'sdrt[ort]'"
+
+
+def test_sizes_without_a_reference_case_are_measured_all_the_same(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--shape of its own: cases of that size are made from the ONNX bundle, and a wrong graph is found there too."""
+    build(bundle, tmp_path / "out", "onnxruntime", BuildOptions(shapes=((96, 80),), batch=1))
+    held = bundles.load(tmp_path / "out")
+    for name, cases in (("unet", {"B2-T77-H80-W96-onnx"}), ("vae_decoder", {"B1-H80-W96-onnx"})):
+        figures = held.component(name).artifact.parity
+        assert {frozenset(p.case.split("-")) for p in figures} == {frozenset(case.split("-")) for case in cases}
+        assert all(p.psnr is not None and p.psnr >= 110 for p in figures)
+        session = open_session(held, name)
+        assert len(list(measure(held, name, session))) == len(figures)
+        session.close()
+    monkeypatch.setattr(engine, "group_norm_as_instance_norm", wrong_epsilon)
+    with pytest.raises(BuildError, match="unet: onnxruntime does not compute what torch computes"):
+        build(bundle, tmp_path / "wrong", "onnxruntime", BuildOptions(shapes=((96, 80),), batch=1))
+
+
+def test_build_from_a_hub_snapshot(bundle: Path, tmp_path: Path) -> None:
+    """In the Hub's cache every file is a link to a blob of another name."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(p for p in bundle.rglob("*") if p.is_file())):
+        shutil.copyfile(path, blobs / f"blob{number}")
+        link = snapshot / path.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / f"blob{number}")
+    build(snapshot, tmp_path / "out", "onnxruntime")
+    assert bundles.damaged(bundles.load(tmp_path / "out")) == []
+
+
+def test_build_never_replaces_what_it_reads(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(copied.rglob("*"))
+    for out in (copied, copied.parent / "copied" / ".." / "copied"):
+        with pytest.raises(BundleError, match="is, or holds, what is read"):
+            build(copied, out, "null", force=True)
+    assert sorted(copied.rglob("*")) == before
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert build(copied, ".", "null").root == tmp_path / "here"

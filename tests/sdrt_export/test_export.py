@@ -239,6 +239,11 @@ def _pickle(root: Path) -> None:
         (_set("unet", "use_linear_projection", True), "use_linear_projection is True"),
         (_set("text_encoder", "hidden_act", "gelu"), "hidden_act is 'gelu'"),
         (_set("vae", "block_out_channels", [8, 16]), "the VAE has 2 levels"),
+        (_set("vae", "latent_channels", 8), "latent_channels is 8, expected 4"),
+        (_set("vae", "scaling_factor", "x"), "scaling_factor is 'x', expected a number"),
+        (_set("unet", "cross_attention_dim", [1, 2]), r"cross_attention_dim is \[1, 2\], expected an integer"),
+        (_set("unet", "time_cond_proj_dim", 256), "time_cond_proj_dim is 256"),
+        (_set("unet", "sample_size", "x"), "sample_size is 'x'"),
         (_drop("unet", "config.json"), r"unet/config.json: cannot be read"),
         (_drop("vae", "diffusion_pytorch_model.safetensors"), "vae has no safetensors file"),
         (_pickle, "a pickle, which can run code"),
@@ -248,7 +253,7 @@ def _pickle(root: Path) -> None:
         (_weights("vae", lambda s: s.update({"decoder.conv_in.bias": torch.ones(3)})), r"is \[3\] in the weights"),
         (_weights("vae", lambda s: s.update({"decoder.conv_in.bias": torch.full((16,), torch.nan)})), "gives NaN"),
     ],
-    ids=range(13),
+    ids=range(18),
 )
 def test_damaged_checkpoints(changed: Path, tmp_path: Path, change: Any, message: str) -> None:
     change(changed)
@@ -306,6 +311,69 @@ def test_estimate_comes_before_the_work(checkpoint: Path, tmp_path: Path, monkey
     weights = sum(path.stat().st_size for path in checkpoint.glob("*/*.safetensors"))
     assert weights * 0.95 < needed.disk - 20 * 2**20 < weights
     monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(ExportError, match=r"0\.0 GB free, the bundle needs 0\.0 GB"):
+    with pytest.raises(ExportError, match=r"0 MiB free, the bundle needs 2\d MiB"):
         exporter.export(str(checkpoint), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_with_minus_infinity(changed: Path, tmp_path: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    DPMSolverMultistepScheduler().save_pretrained(changed / "scheduler")
+    assert "-Infinity" in (changed / "scheduler" / "scheduler_config.json").read_text()
+    made = _export_decoder(changed, tmp_path / "out")
+    assert "Infinity" not in made.path(made.manifest.scheduler).read_text()
+
+
+@pytest.mark.parametrize("folder", ["scheduler", "tokenizer"])
+def test_what_is_missing_is_told_before_the_work(
+    changed: Path, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "_work", None)
+    shutil.rmtree(changed / folder)
+    with pytest.raises((ExportError, bundles.BundleError), match=folder):
+        _export_decoder(changed, tmp_path / "out")
+
+
+def test_export_never_replaces_what_it_reads(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(bundle, tmp_path / "out"))
+    shutil.copytree(checkpoint, out / "checkpoint")
+    with pytest.raises(bundles.BundleError, match="is, or holds, what is read"):
+        exporter.export(str(out / "checkpoint"), out, force=True)
+    shutil.rmtree(out / "checkpoint")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(bundles.BundleError, match=r"holds notes\.txt, which is not part of the bundle"):
+        exporter.export(str(checkpoint), out, force=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_sigterm_cleans_up_and_a_killed_parent_takes_its_worker_along(checkpoint: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sdrt",
+        "export",
+        str(checkpoint),
+        str(tmp_path / "out"),
+        "--component",
+        "vae_decoder",
+    ]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+        time.sleep(4)
+        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert workers
+        process.send_signal(number)
+        assert process.wait() == (128 + number if number == signal.SIGTERM else -number)
+        deadline = time.monotonic() + 10
+        while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(_alive(pid) for pid in workers)
+        assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

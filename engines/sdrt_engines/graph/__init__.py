@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sdrt.bundle import Bundle, Component
 from sdrt.errors import EngineUnavailable
 
 
@@ -15,3 +16,20 @@ def load_graph(path: Path) -> Any:
     except ImportError as error:
         raise EngineUnavailable(f"building needs onnx, which cannot be imported: {error}", "pip install onnx") from None
     return onnx.load(str(path), load_external_data=False)
+
+
+def weights_folder(model: Any, source: Bundle, component: Component) -> Path:
+    """The folder that really holds the graph's external weights, by whose name the graph is made to call them.
+
+    In a snapshot of the Hugging Face Hub's cache the weights are a link to a file of another name elsewhere, and
+    engines follow no link out of the folder that they are given.
+    """
+    entry = source.path(component.artifact.files[0].path)
+    if len(component.artifact.files) == 1:
+        return entry.parent
+    weights = source.path(component.artifact.files[1].path).resolve()
+    for tensor in model.graph.initializer:
+        for item in tensor.external_data:
+            if item.key == "location":
+                item.value = weights.name
+    return weights.parent

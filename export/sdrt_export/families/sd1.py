@@ -25,22 +25,27 @@ def mismatch(checkpoint: Checkpoint) -> str | None:
         (unet, "in_channels", 4),
         (unet, "addition_embed_type", None),
         (unet, "class_embed_type", None),
+        (unet, "num_class_embeds", None),
+        (unet, "encoder_hid_dim", None),
+        (unet, "time_cond_proj_dim", None),  # set in LCM's U-Nets, which take the guidance scale as an input
         (unet, "use_linear_projection", False),  # True in SD 2.x
         (text, "model_type", "clip_text_model"),
         (text, "hidden_act", "quick_gelu"),  # gelu in SD 2.x
         (checkpoint.config("vae"), "_class_name", "AutoencoderKL"),
+        (checkpoint.config("vae"), "latent_channels", 4),
     ):
-        defaults = {"in_channels": 4, "use_linear_projection": False, "hidden_act": "quick_gelu"}
+        defaults = {"in_channels": 4, "latent_channels": 4, "use_linear_projection": False,
+                    "hidden_act": "quick_gelu"}  # fmt: skip
         if (got := config.get(key, defaults.get(key))) != expected:
             return f"{key} is {got!r}, expected {expected!r}"
     return None
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
-    unet, vae, text = (checkpoint.config(folder) for folder in ("unet", "vae", "text_encoder"))
-    latent, width = int(vae["latent_channels"]), int(text["hidden_size"])
+    latent = checkpoint.need("vae", "latent_channels", int, 4)
+    width, layers = (checkpoint.need("text_encoder", key, int) for key in ("hidden_size", "num_hidden_layers"))
     per_picture: tuple[int | str, ...] = ("H/8", "W/8")
-    _check_downscale(checkpoint, vae)
+    _check_downscale(checkpoint)
     # Two sizes by two batches; the second size is no multiple of 64, so every level of the U-Net rounds.
     pictures = tuple({"B": b, "H": h, "W": w} for h, w in ((64, 64), (72, 136)) for b in (1, 2))
     return [
@@ -51,14 +56,11 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
             outputs=(
                 TensorSpec("last_hidden_state", "f32", ("B", "T", width)),
                 TensorSpec("pooler_output", "f32", ("B", width)),
-                *(
-                    TensorSpec(f"hidden_states.{i}", "f32", ("B", "T", width))
-                    for i in range(int(text["num_hidden_layers"]) + 1)
-                ),
+                *(TensorSpec(f"hidden_states.{i}", "f32", ("B", "T", width)) for i in range(layers + 1)),
             ),
             trace_sizes={"B": 3, "T": 20},
             cases=({"B": 1, "T": 77}, {"B": 2, "T": 77}, {"B": 1, "T": 16}, {"B": 2, "T": 16}),
-            vocabulary=int(text["vocab_size"]),
+            vocabulary=checkpoint.need("text_encoder", "vocab_size", int, 49408),
         ),
         Part(
             "unet",
@@ -66,9 +68,13 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
             inputs=(
                 TensorSpec("sample", "f32", ("B", latent, *per_picture)),
                 TensorSpec("timestep", "f32", (1,)),
-                TensorSpec("encoder_hidden_states", "f32", ("B", "T", int(unet["cross_attention_dim"]))),
+                TensorSpec(
+                    "encoder_hidden_states", "f32", ("B", "T", checkpoint.need("unet", "cross_attention_dim", int))
+                ),
             ),
-            outputs=(TensorSpec("out_sample", "f32", ("B", int(unet["out_channels"]), *per_picture)),),
+            outputs=(
+                TensorSpec("out_sample", "f32", ("B", checkpoint.need("unet", "out_channels", int, 4), *per_picture)),
+            ),
             trace_sizes={"B": 3, "H": 96, "W": 160, "T": 77},
             cases=tuple(case | {"T": 77 if case["H"] == 64 else 154} for case in pictures),
             share=4.0,
@@ -92,24 +98,26 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     ]
 
 
-def _check_downscale(checkpoint: Checkpoint, vae: Mapping[str, Any]) -> None:
-    levels = len(vae["block_out_channels"])
+def _check_downscale(checkpoint: Checkpoint) -> None:
+    levels = len(checkpoint.need("vae", "block_out_channels", list))
     if levels != 4:
         raise ExportError(f"{checkpoint.name}: the VAE has {levels} levels, expected 4 (8 pixels a latent)")
 
 
 def facts(checkpoint: Checkpoint) -> Facts:
-    vae, text, unet = (checkpoint.config(folder) for folder in ("vae", "text_encoder", "unet"))
-    sample_size = unet.get("sample_size") or 64
-    height, width = sample_size if isinstance(sample_size, list) else (sample_size, sample_size)
+    sample_size = checkpoint.config("unet").get("sample_size") or 64
+    height, width = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size] * 2
+    if not (type(height) is int and type(width) is int):
+        raise ExportError(f"{checkpoint.name}: unet/config.json: sample_size is {sample_size!r}, expected an integer")
+    layers = checkpoint.need("text_encoder", "num_hidden_layers", int)
     special = special_tokens(checkpoint, "tokenizer")
     return Facts(
         text_encoders=(
             TextEncoder(
                 component="text_encoder",
                 tokenizer="tokenizer",
-                max_length=int(text.get("max_position_embeddings", 77)),
-                clip_skip=ClipSkip(int(text["num_hidden_layers"]), float(text.get("layer_norm_eps", 1e-5))),
+                max_length=checkpoint.need("text_encoder", "max_position_embeddings", int, 77),
+                clip_skip=ClipSkip(layers, checkpoint.need("text_encoder", "layer_norm_eps", float, 1e-5)),
                 **special,
             ),
         ),
@@ -123,10 +131,10 @@ def facts(checkpoint: Checkpoint) -> Facts:
             },
         ),
         latents=LatentSpace(
-            channels=int(vae["latent_channels"]),
+            channels=checkpoint.need("vae", "latent_channels", int, 4),
             downscale=8,
-            scaling_factor=float(vae.get("scaling_factor", 0.18215)),
-            shift_factor=float(vae.get("shift_factor") or 0.0),
+            scaling_factor=checkpoint.need("vae", "scaling_factor", float, 0.18215),
+            shift_factor=float(checkpoint.config("vae").get("shift_factor") or 0.0),
             default_height=8 * height,
             default_width=8 * width,
         ),
