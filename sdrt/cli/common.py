@@ -53,7 +53,7 @@ def opening_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((
         click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out."),
         click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor."),
-        click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; the engine chooses when left out."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; engine's choice when left out."),
         extra_option,
     )):  # fmt: skip
         command = option(command)

@@ -485,7 +485,7 @@ def _a_file(root: Path) -> None:
         (_linked_folder_outside, "outside the bundle", ""),
         (_no_manifest, "is not a bundle: sdrt.json is missing", "sdrt export MODEL"),
         (_gone, "no such directory", "sdrt export MODEL"),
-        (_a_file, "no such directory", ""),
+        (_a_file, "is a file, expected a bundle's directory", ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -153,7 +153,7 @@ BAD = [
     Bad("option unknown to the command", ("inspect", "{bundle}", "--fast"), "No such option", fix=False, status=2),
     Bad("bundle missing", ("generate", "x", "-m", "nowhere"), "nowhere: no such directory"),
     Bad("bundle is empty", ("generate", "x", "-m", "folder.png"), "is not a bundle: sdrt.json is missing"),
-    Bad("bundle is a file", ("inspect", "file"), "file: no such directory"),
+    Bad("bundle is a file", ("inspect", "file"), "file: is a file, expected a bundle's directory"),
     Bad("bundle's name too long", ("verify", "x" * 300), ": no such directory"),
     Bad("bundle without a name", ("inspect", ""), "is not a bundle: sdrt.json is missing"),
     Bad("build for nothing", ("build", "{bundle}", "out"), "Missing option '--engine'", fix=False, status=2),
