@@ -384,7 +384,7 @@ def test_one_spelling_a_path(real: Any, path: str) -> None:
 
 @given(st.text(st.sampled_from("a.b/\\:\0~ -ä"), max_size=12) | TEXTS)
 def test_a_path_that_is_accepted_stays_inside(path: str) -> None:
-    root = Path("/root/of/bundle")
+    root = Path("bundle")
     try:
         bundles.check_relative(path)
     except BundleError:

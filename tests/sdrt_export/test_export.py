@@ -299,7 +299,9 @@ def test_sigkill_leaves_no_bundle_and_a_second_run_succeeds(checkpoint: Path, tm
         time.sleep(moments.uniform(0.3, 9))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert not out.exists(), "the export takes longer than that"
+        if out.exists():  # a machine so quick that the export was over: then it is whole
+            assert bundles.damaged(bundles.load(out)) == []
+            shutil.rmtree(out)
     assert cli(*command[3:]).returncode == 0
     assert bundles.damaged(bundles.load(out)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "what the killed runs left is gone"
