@@ -58,7 +58,15 @@ def new_directory(out: str | Path, *, force: bool = False, sources: Sequence[Pat
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file beside ``path`` that takes its place when the block ends without an exception. OSError."""
+    """Yield a file beside ``path`` that takes its place when the block ends without an exception. OSError.
+
+    A link is followed; what is no file (``/dev/stdout``, a pipe) is written to, not replaced.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def test_unwritable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         image.save_png(Image.new("RGB", (8, 8)), tmp_path / "file" / "x.png", "")
+
+
+def test_links_are_followed_and_pipes_written_to(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
+    image.save_png(Image.new("RGB", (8, 8)), tmp_path / "link.png", "")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "real.png").is_file()
+    os.mkfifo(tmp_path / "pipe.png")
+    reader = os.open(tmp_path / "pipe.png", os.O_RDONLY | os.O_NONBLOCK)
+    image.save_png(Image.new("RGB", (8, 8)), tmp_path / "pipe.png", "")
+    assert os.read(reader, 8) == b"\x89PNG\r\n\x1a\n"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe.png").stat().st_mode)
 
 
 def test_from_sample_clips_and_keeps_float() -> None:
