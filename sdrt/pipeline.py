@@ -183,6 +183,8 @@ class Pipeline:
         """latents f32[B,C,h,w] → "pil": list of pictures; "np": f32[B,H,W,3] in [0,1]; "latent": the latents."""
         if output_type not in ("pil", "np", "latent"):
             raise InputError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'latent'")
+        if not isinstance(latents, np.ndarray):
+            raise InputError(f"latents is {type(latents).__name__}, expected float32[B,C,h,w]")
         if output_type == "latent":
             return latents
         space = self.bundle.manifest.latents

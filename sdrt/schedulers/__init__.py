@@ -74,6 +74,8 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         config = dict(scheduler)
     else:
         raise InputError(f"scheduler is {type(scheduler).__name__}, expected a name or a config dict")
+    if not all(isinstance(key, str) for key in config):
+        raise InputError("the scheduler's config has a key that is not a text")
     chosen = config.get("_class_name")
     if not isinstance(chosen, str) or chosen not in CLASSES:
         raise _unknown(chosen)

@@ -407,6 +407,12 @@ def test_loading_checks_its_types(bundle: Path, arguments: dict[str, Any]) -> No
         Pipeline.from_pretrained(bundle, engine=3)  # type: ignore[arg-type]
 
 
+def test_decode_checks_its_latents(null: Pipeline) -> None:
+    for latents in ("a", np.zeros((1, 4, 8, 8)), np.zeros((1, 3, 8, 8), np.float32)):
+        with pytest.raises(sdrt.InputError):
+            null.decode(latents)  # type: ignore[arg-type]
+
+
 def test_cancelled_survives_pickling() -> None:
     import pickle
 

@@ -161,7 +161,7 @@ def test_what_is_not_supported_is_said(config: dict[str, Any], message: str) -> 
         schedulers.make(schedulers.resolve(config, {}), 10)
 
 
-@pytest.mark.parametrize("scheduler", ["Heun", "", {"_class_name": "HeunDiscreteScheduler"}, {}, 3])
+@pytest.mark.parametrize("scheduler", ["Heun", "", {"_class_name": "HeunDiscreteScheduler"}, {}, 3, {3: 1}])
 def test_unknown_scheduler(scheduler: Any) -> None:
     with pytest.raises(InputError, match="scheduler"):
         schedulers.resolve(scheduler, SD1)

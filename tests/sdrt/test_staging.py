@@ -464,3 +464,12 @@ def test_names_that_begin_alike_do_not_meet(tmp_path: Path) -> None:
         fill(second, "second")
     assert [kind_of(tmp_path / name) for name in ("out", "out2", "out3")] == ["first", "second", "third"]
     assert sorted(os.listdir(tmp_path)) == ["out", "out2", "out3"]
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be renamed; a container's volume is one."""
+    out = tmp_path / "volume"
+    out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    with pytest.raises(BundleError, match="is a mount point"), new_directory(out):
+        raise AssertionError("the block must not run")
