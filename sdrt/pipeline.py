@@ -70,11 +70,16 @@ class Result:
 
 @dataclass
 class _Run:
-    """What one generation holds. ``tokens``: token ids by text encoder, by text (the negative prompts first)."""
+    """What one generation holds.
+
+    size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). tokens: token ids by text encoder, by
+    text (the negative prompts first). encode_seconds and steps (seconds, one a network call) are filled on the way.
+    """
 
     request: GenerationRequest
     seeds: list[int]
     size: tuple[int, int]
+    shape: tuple[int, int, int]
     config: dict[str, Any]
     tokens: list[list[list[int]]]
     encode_seconds: float = 0.0
@@ -233,7 +238,7 @@ class Pipeline:
         # The negative prompts first, as in diffusers; none without guidance.
         texts = {"negative_prompt": request.negative_prompts if request.guided else (), "prompt": request.prompts}
         tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
-        return _Run(request, request.seeds(secrets.randbits(32)), size, config, tokens)
+        return _Run(request, request.seeds(secrets.randbits(32)), size, shape, config, tokens)
 
     def _check_profiles(self, request: GenerationRequest, size: tuple[int, int]) -> None:
         """InputError now, not after minutes of steps, for a size or batch that a component was not built for."""
@@ -273,9 +278,7 @@ class Pipeline:
 
         scheduler = schedulers.make(run.config, request.num_inference_steps)
         generators = [TorchGenerator(seed) for seed in run.seeds]
-        channels, downscale = self.bundle.manifest.latents.channels, self.bundle.manifest.latents.downscale
-        shape = (channels, run.size[1] // downscale, run.size[0] // downscale)
-        noise = request.latents if request.latents is not None else initial_latents(generators, shape)
+        noise = request.latents if request.latents is not None else initial_latents(generators, run.shape)
         latents = noise * np.float32(scheduler.init_sigma)
         scale = np.float32(request.guidance_scale)
         step: Step | None = None
@@ -292,7 +295,7 @@ class Pipeline:
                 negative, positive = np.split(pred, 2)
                 pred = negative + scale * (positive - negative)
             _check_finite(pred, facts.component, f"step {i + 1} of {len(scheduler.timesteps)} (timestep {timestep:g})")
-            latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, shape))
+            latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
             run.steps.append(time.perf_counter() - started)
             # Copies: what the caller does with them is not the solver's history.
             step = Step(i, len(scheduler.timesteps), float(timestep), latents.copy(), x0.copy(), run.steps[-1])
