@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from sdrt import bundle as bundles
 from sdrt import image, schedulers
-from sdrt.bundle import Bundle
-from sdrt.engine import OpenOptions, Session, check_profiles, open_session
+from sdrt.bundle import Bundle, TensorSpec
+from sdrt.engine import NUMPY_DTYPES, OpenOptions, Session, check_profiles, open_session
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
 from sdrt.noise import TorchGenerator, initial_latents
 from sdrt.prompt import TextConditioner
@@ -274,6 +274,7 @@ class Pipeline:
         constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
         unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
         changing = {name: s for name, s in facts.inputs.items() if name not in constant}
+        clock = next((spec for spec in unet.spec.inputs if facts.inputs[spec.name] == ("timestep",)), None)
         run.encode_seconds = time.perf_counter() - started
 
         scheduler = schedulers.make(run.config, request.num_inference_steps)
@@ -289,7 +290,7 @@ class Pipeline:
                 raise Cancelled(f"cancelled before step {i + 1} of {len(scheduler.timesteps)}", step=step)
             scaled = scheduler.scale(latents, i)
             sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
-            sources["timestep"] = np.array([timestep], np.float32)
+            sources["timestep"] = _timestep(float(timestep), clock, len(sources["latents"]))
             pred = unet.run(**{name: _join(sources, names) for name, names in changing.items()})[facts.output]
             if request.guided:
                 negative, positive = np.split(pred, 2)
@@ -346,6 +347,18 @@ def _check_sources(bundle: Bundle) -> None:
     pictures = bundle.component("vae_decoder").outputs[0]
     if len(pictures.shape) != 4 or pictures.shape[1] != 3:
         raise BundleError(f"vae_decoder: output {pictures} is no RGB picture", again)
+
+
+def _timestep(timestep: float, spec: TensorSpec | None, batch: int) -> Array:
+    """The timestep as the network takes it: a scalar, one value, or one a picture; other exporters' in integers."""
+    dtype = NUMPY_DTYPES[spec.dtype] if spec is not None else np.float32
+    value = np.array(timestep, dtype)
+    if value != timestep:
+        raise InputError(
+            f"the scheduler asks for timestep {timestep:g}, the network takes whole ones ({spec})",
+            "choose a scheduler without fractional timesteps, such as DDIM, or export the checkpoint with sdrt export",
+        )
+    return np.broadcast_to(value, spec.at({"B": batch}) if spec is not None else (1,))
 
 
 def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:
