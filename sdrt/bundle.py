@@ -211,19 +211,20 @@ class Component:
 
 @dataclass(frozen=True)
 class ClipSkip:
-    """What clip-skip needs: ``hidden_states.<i>`` (i = 0 … layers) and the final layer norm, which those outputs lack.
+    """What clip-skip needs: leaving out s layers takes the output ``hidden_states.<layers - s>``.
 
-    ``weight`` and ``bias`` (f32[hidden]) are arrays in the component's ``constants`` file.
+    Where the encoder's hidden state goes through a final layer norm (``epsilon`` is given), so does that output, which
+    lacks it: ``weight`` and ``bias`` (f32[hidden]) are arrays in the component's ``constants`` file.
     """
 
     layers: int
-    epsilon: float
+    epsilon: float | None = None
     hidden_states: str = "hidden_states"
     weight: str = "final_layer_norm.weight"
     bias: str = "final_layer_norm.bias"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.layers <= 1000 or not self.epsilon > 0:
+        if not 1 <= self.layers <= 1000 or not (self.epsilon is None or self.epsilon > 0):
             raise BundleError(f"layers {self.layers} and epsilon {self.epsilon} must be positive")
 
 
@@ -306,6 +307,8 @@ class Manifest:
     scheduler: str
     files: tuple[File, ...]
     provenance: Provenance
+    no_negative_prompt: Literal["empty", "zeros"] = "empty"
+    """What stands for the negative prompt when none is given: the encoded empty text, or zeros (not encoded)."""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -313,8 +316,11 @@ class Manifest:
         for text in self.text_encoders:
             if text.component not in self.components:
                 raise BundleError(f"text_encoders names component {text.component!r}, which is not in the bundle")
-            if text.clip_skip is not None and self.components[text.component].constants is None:
-                raise BundleError(f"text_encoders gives {text.component!r} a clip_skip, but it has no constants file")
+            normed = text.clip_skip is not None and text.clip_skip.epsilon is not None
+            if normed and self.components[text.component].constants is None:
+                raise BundleError(
+                    f"text_encoders gives {text.component!r} a clip_skip with a norm, but it has no constants file"
+                )
             _check_output("text_encoders", text.outputs(), text.component, self.components[text.component])
             shapes = {spec.name: spec.shape for spec in self.components[text.component].outputs}
             if odd := [

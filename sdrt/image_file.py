@@ -22,11 +22,12 @@ from pathlib import Path
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from sdrt.errors import InputError
-from sdrt.request import MAX_SIDE
 
 logger = logging.getLogger("sdrt")
 
 MAX_BYTES = 128 * 2**20
+MAX_SIDE = 16_384
+"""Pixels, of any picture that is read or made."""
 MAX_PIXELS = 64_000_000
 """More than any camera phone's usual picture. A progressive JPEG in CMYK takes 12 bytes a pixel while it is decoded, so
 that a picture, and the copy that is turned upright, stay below 1 GB."""

@@ -16,7 +16,7 @@ from sdrt import bundle as bundles
 from sdrt.bundle import Bundle, Component, TensorSpec, solve, split_dim
 from sdrt.engine import ONNX, BuildOptions, OpenOptions, find_engine, open_session
 from sdrt.errors import BuildError, InputError
-from sdrt.request import MAX_SIDE
+from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
 

@@ -51,6 +51,9 @@ class DDIM:
     def scale(self, x: Array, i: int) -> Array:
         return x
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         t = int(self.timesteps[i])
         bar, before = float(self._alpha_bar[t]), self._before(t - self._stride)

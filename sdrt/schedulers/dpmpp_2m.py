@@ -95,6 +95,11 @@ class DPMSolverPP2M:
     def scale(self, x: Array, i: int) -> Array:
         return x
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        sigma = self._sigmas[i]
+        alpha = 1 / math.sqrt(sigma**2 + 1)
+        return alpha * x0 + (sigma * alpha) * noise
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, steps = self._options, len(self.timesteps)
         sigma_s, sigma_t = self._sigmas[i], self._sigmas[i + 1]

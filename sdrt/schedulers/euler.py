@@ -80,6 +80,10 @@ class Euler:
         scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
         return scaled
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = x0 + noise * self._sigmas[i]
+        return noisy
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         # float32 scalars in diffusers' order of operations: where σ is 4096 (zero terminal SNR), x + d·Δσ cancels, and
         # any other rounding would be another picture.

@@ -39,8 +39,14 @@ class Scheduler(Protocol):
     def scale(self, x: Array, i: int) -> Array:
         """What the network is given at call ``i`` for the latents x: f32[B,C,h,w]."""
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        """The latents that call ``i`` starts from when the loop begins there: x0 with the noise of that level."""
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
-        """Latents before call i + 1, and the predicted x0 (for previews), from the network's output at call i."""
+        """Latents before call i + 1, and the predicted x0 (for previews), from the network's output at call i.
+
+        The first call need not be 0: image to image begins in the middle.
+        """
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,13 @@ def _spoken(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of numbers"
     return {bool: "true or false", int: "an integer", float: "a finite number", type(None): "null"}[kind]
+
+
+def diffused(x0: Array, noise: Array, alpha_bar: Any) -> Array:
+    """x0 with the noise of level ᾱ, variance preserving: √ᾱ·x0 + √(1-ᾱ)·ε; in float32, as diffusers' ``add_noise``."""
+    bar = np.float32(alpha_bar)
+    noisy: Array = np.sqrt(bar) * x0 + np.sqrt(np.float32(1) - bar) * noise
+    return noisy
 
 
 FOREIGN = frozenset({
