@@ -105,6 +105,7 @@ def make_checkpoint(
     unet.save_pretrained(out / "unet", max_shard_size="20GB")
     vae.save_pretrained(out / "vae")
     text.save_pretrained(out / "text_encoder")
+    _prefix_names(out / "text_encoder" / "model.safetensors")
     write_clip_vocabulary(vocabulary, out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer", model_max_length=77)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -124,6 +125,21 @@ def make_checkpoint(
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2))
     return out
+
+
+def _prefix_names(path: Path) -> None:
+    """Call CLIP's weights ``text_model.…``, as published checkpoints do: transformers 5 writes them without.
+
+    It reads both; transformers 4 takes names without the prefix for unknown ones, and initialises the network anew.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    own = ("text_model.", "text_projection.")
+    named = {name if name.startswith(own) else f"text_model.{name}": tensor for name, tensor in state.items()}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 def _randomize_norms_and_biases(model: Any, generator: Any) -> None:
