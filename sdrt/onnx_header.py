@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sdrt.bundle import DType, check_relative
+from sdrt.bundle import DType
 from sdrt.errors import BundleError
 
 MAX_FIELDS = 1_000_000
@@ -43,8 +43,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Header:
-    """Inputs and outputs in the graph's order; ``weights``: the files beside the graph that hold its initializers,
-    relative to its folder; ``dtypes``: element types of the initializers, those that the manifest has a name for."""
+    """Inputs and outputs in the graph's order.
+
+    ``weights``: files that hold initializers, as the graph names them (relative to its own folder, unchecked).
+    ``dtypes``: element types of the initializers, as far as a manifest has names for them.
+    """
 
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -120,11 +123,7 @@ class _Walk:
                 dtypes.add(_DTYPES[field.value])
             elif field.number == _EXTERNAL_DATA:
                 key, value = self._entry(self._bytes(field))
-                if key == "location" and value not in weights:
-                    try:
-                        check_relative(os.path.normpath(value) if value.startswith("./") else value)
-                    except BundleError as error:
-                        raise self._damaged(f"keeps weights where it must not: {error.message}") from None
+                if key == "location":
                     weights[value] = None
 
     def _entry(self, end: int) -> tuple[str, str]:
