@@ -48,7 +48,7 @@ def main() -> int:
         marker.write_text("")  # whatever comes of it, it is ours from now on
         for command in (
             [sys.executable, "-m", "venv", str(directory)],
-            [str(python(directory)), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)],
+            [str(python(directory)), "-m", "pip", "install", "-qq", "-r", str(REQUIREMENTS)],
         ):
             if (status := subprocess.run(command, check=False).returncode) != 0:
                 print(f"{directory}: not made: {' '.join(command)} ended with status {status}", file=sys.stderr)
