@@ -123,17 +123,20 @@ def fits(profile: Profile, sizes: Mapping[str, int]) -> bool:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the bundle: path relative to the root with ``/``, size in bytes, sha256 in hex."""
+    """A file of the bundle: path relative to the root with ``/``, size in bytes, sha256 in hex.
+
+    ``sha256`` is None only where a manifest was inferred (``sdrt.foreign``), never in ``sdrt.json``.
+    """
 
     path: str
     bytes: int
-    sha256: str
+    sha256: str | None
 
     def __post_init__(self) -> None:
         check_relative(self.path)
         if self.bytes < 0:
             raise BundleError(f"file {self.path}: {self.bytes} bytes is negative")
-        if not _SHA256.fullmatch(self.sha256):
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
             raise BundleError(f"file {self.path}: sha256 is not 64 hex digits")
 
 
@@ -349,6 +352,10 @@ class Manifest:
             yield from (f for f in (component.config, component.reference, component.constants) if f is not None)
         yield from self.files
 
+    def unhashed(self) -> list[str]:
+        """Paths of the files whose hash is not known."""
+        return [file.path for file in (*self.all_files(), *self.provenance.source_files) if file.sha256 is None]
+
 
 def _check_output(who: str, names: list[str], component: str, spec: Component) -> None:
     held = [output.name for output in spec.outputs]
@@ -365,13 +372,7 @@ class Bundle:
 
     def path(self, relative: str) -> Path:
         """Absolute path of a file of the bundle; BundleError when it, or the link it is, leaves the root."""
-        check_relative(relative)
-        path = self.root / relative
-        home, real = self.root.resolve(), Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
-        blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
-        if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
-            raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
-        return path
+        return inside(self.root, relative)
 
     def component(self, name: str) -> Component:
         try:
@@ -384,10 +385,22 @@ class Bundle:
             ) from None
 
 
+def inside(root: Path, relative: str) -> Path:
+    """Absolute path of a file below ``root``; BundleError when it, or the link it is, leaves the root."""
+    check_relative(relative)
+    path = root / relative
+    home, real = root.resolve(), Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
+    blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
+    if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
+        raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
+    return path
+
+
 def load(root: str | Path) -> Bundle:
     """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
 
-    Hashes are left to ``damaged``. Raises BundleError, which names the file and the key.
+    A directory without it that optimum wrote is read too (``sdrt.foreign``). Hashes are left to ``damaged``. Raises
+    BundleError, which names the file and the key.
     """
     root = Path(root)
     path = root / MANIFEST
@@ -396,6 +409,10 @@ def load(root: str | Path) -> Bundle:
         hint = f"a replacement was interrupted; the old bundle is {replaced}" if os.path.isdir(replaced) else ""
         problem = "is a file, expected a bundle's directory" if os.path.isfile(root) else "no such directory"
         raise BundleError(f"{root}: {problem}", hint or "sdrt export MODEL OUT makes a bundle")
+    if not os.path.lexists(path) and os.path.isfile(root / "model_index.json"):
+        from sdrt import foreign  # it is made of what this module defines
+
+        return foreign.load(root)
     if not path.is_file():
         raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", "sdrt export MODEL OUT makes one")
     bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
@@ -425,7 +442,11 @@ def parse(value: strict_json.Json, where: str) -> Manifest:
     if version != VERSION:
         fix = "pip install --upgrade sdrt" if version > VERSION else "make the bundle again with this sdrt"
         raise BundleError(f"{where}: has version {version}, this sdrt reads version {VERSION}", fix)
-    return strict_json.decode(Manifest, {k: v for k, v in value.items() if k not in ("format", "version")}, where)
+    rest = {k: v for k, v in value.items() if k not in ("format", "version")}
+    manifest = strict_json.decode(Manifest, rest, where)
+    if unhashed := manifest.unhashed():
+        raise BundleError(f"{where}: file {unhashed[0]}: sha256 must be 64 hex digits, got null")
+    return manifest
 
 
 def dumps(manifest: Manifest) -> str:
@@ -436,6 +457,8 @@ def dumps(manifest: Manifest) -> str:
 
 def save(root: Path, manifest: Manifest) -> Bundle:
     """Write ``sdrt.json`` into a directory under construction: it comes last and makes the directory a bundle."""
+    if unhashed := manifest.unhashed():
+        raise BundleError(f"{root}: the hash of {unhashed[0]} is not known, so {MANIFEST} cannot be written")
     (root / MANIFEST).write_text(dumps(manifest), encoding="utf-8")
     return Bundle(root, manifest)
 
@@ -457,12 +480,12 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> st
 
 
 def damaged(bundle: Bundle, progress: Callable[[int], object] = lambda _: None) -> list[str]:
-    """Paths of the files whose sha256 is not the recorded one."""
+    """Paths of the files whose sha256 is not the recorded one; where none is recorded, nothing can be told."""
     return [
         file.path
         for file in bundle.manifest.all_files()
-        if sha256(bundle.path(file.path), progress) != file.sha256
-    ]  # fmt: skip
+        if file.sha256 is not None and sha256(bundle.path(file.path), progress) != file.sha256
+    ]
 
 
 def with_parity(component: Component, parity: Iterable[Parity]) -> Component:

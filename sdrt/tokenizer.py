@@ -40,6 +40,27 @@ def _byte_symbols() -> list[str]:
 _BYTE_SYMBOLS = _byte_symbols()
 
 
+def special_tokens(folder: Path) -> tuple[str, str, str]:
+    """bos_token, eos_token and pad_token as a tokenizer's own files name them; CLIP's where they are silent.
+
+    As in transformers, ``special_tokens_map.json`` counts where ``tokenizer_config.json`` has no
+    ``added_tokens_decoder``: SD 2.x pads with "!", which in older folders only the map says. BundleError for a damaged
+    file.
+    """
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (folder / file).is_file():
+            continue
+        named = strict_json.read(folder / file)
+        if not isinstance(named, dict):
+            raise BundleError(f"{folder / file}: expected an object")
+        contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+        tokens |= {name: value for name in tokens if isinstance(value := contents.get(name), str)}
+        if "added_tokens_decoder" in named:
+            break
+    return tokens["bos_token"], tokens["eos_token"], tokens["pad_token"]
+
+
 class ClipTokenizer:
     """Text → token ids, without start, end or padding (``sdrt.prompt`` adds those)."""
 

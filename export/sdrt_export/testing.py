@@ -164,6 +164,7 @@ def make_checkpoint(
     vae.save_pretrained(out / "vae")
     for folder, text in texts.items():
         text.save_pretrained(out / folder)
+        _prefix_names(out / folder / "model.safetensors")
     # OpenCLIP's encoders (SD 2, SDXL's second) are padded with "!", whose id is 0; OpenAI's with the end token.
     tokenizers = {"tokenizer": "!" if architecture == "sd2" else "<|endoftext|>", "tokenizer_2": "!"}
     for folder, pad in list(tokenizers.items())[: len(texts)]:
@@ -201,6 +202,21 @@ def _write_tokenizer(vocabulary: Path, folder: Path, pad_token: str) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token=pad_token)
     tokenizer.save_pretrained(folder)
     write_clip_vocabulary(vocabulary, folder)  # transformers 5 keeps tokenizer.json alone
+
+
+def _prefix_names(path: Path) -> None:
+    """Call CLIP's weights ``text_model.…``, as published checkpoints do: transformers 5 writes them without.
+
+    It reads both; transformers 4 takes names without the prefix for unknown ones, and initialises the network anew.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    own = ("text_model.", "text_projection.")
+    named = {name if name.startswith(own) else f"text_model.{name}": tensor for name, tensor in state.items()}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 def _randomize_norms_and_biases(model: Any, generator: Any) -> None:

@@ -25,7 +25,7 @@ from sdrt.errors import InputError
     """,
 )
 @click.argument("prompt", required=False)
-@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle that sdrt export or sdrt build wrote.")
+@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle, or ONNX directory of optimum's.")
 @click.option(
     "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, when it is not given as an argument."
 )
