@@ -23,7 +23,8 @@ MAX_DIRECTORY = 2**20
 """Bytes of the zip file's directory: some 10,000 members."""
 
 _HEADER = re.compile(
-    rb"\{'descr': '([<|](?:[fiu][1248]|b1))', 'fortran_order': (True|False), 'shape': \(((?:\d{1,18},? ?){0,32})\), \} *\n"
+    rb"\{'descr': '([<|](?:[fiu][1248]|b1))', 'fortran_order': (True|False),"
+    rb" 'shape': \(((?:\d{1,18},? ?){0,32})\), \} *\n"
 )
 _END, _END_64 = b"PK\x05\x06", b"PK\x06\x07"
 

@@ -131,8 +131,11 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """A dataclass's fields with their types, and the names of those without a default."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    required = [field.name for field in fields if _default(field) is dataclasses.MISSING]
+    return {field.name: hints[field.name] for field in fields}, required
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -198,14 +201,13 @@ def _decode_union(args: tuple[Any, ...], value: Json, where: str) -> Any:
 def _decode_object(kind: type, value: Json, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - set(fields)):
-        known = ", ".join(fields)
+    hints, required = _fields(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
+        known = ", ".join(hints)
         raise BundleError(f"{where}: unknown key {quoted(unknown[0])}; known keys: {known}")
-    for name, field in fields.items():
-        if name not in value and _default(field) is dataclasses.MISSING:
+    for name in required:
+        if name not in value:
             raise BundleError(f"{where}: missing key {name!r}")
-    hints = _hints(kind)
     made = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     try:
         return kind(**made)
