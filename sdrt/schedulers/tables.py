@@ -155,6 +155,8 @@ def check_steps(steps: int, options: TrainingSchedule) -> None:
 
 def check_timesteps(timesteps: Array, options: TrainingSchedule) -> Array:
     """The timesteps, if the training schedule holds them all; InputError for an offset that pushes them out."""
+    if not len(timesteps):
+        raise InputError("lambda_min_clipped leaves no timestep", "choose a lower one")
     top = float(timesteps.max())
     if top > options.num_train_timesteps - 1 or float(timesteps.min()) < 0:
         raise InputError(

@@ -37,8 +37,29 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
+SECOND = {**GOOD["text_encoder/config.json"], "hidden_act": "gelu", "projection_dim": 24}
+XL: dict[str, Any] = {
+    **GOOD,
+    "model_index.json": {
+        "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True,
+        "text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    },
+    "text_encoder_2/config.json": SECOND,
+    "unet/config.json": {
+        **GOOD["unet/config.json"], "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 72, "use_linear_projection": True,
+    },
+    "tokenizer_2/tokenizer_config.json": {"pad_token": "!"},
+}  # fmt: skip
+TWO: dict[str, Any] = {
+    **GOOD,
+    "unet/config.json": {**GOOD["unet/config.json"], "use_linear_projection": True},
+    "text_encoder/config.json": {**GOOD["text_encoder/config.json"], "hidden_act": "gelu"},
+}
+
+
 def seeds() -> list[bytes]:
-    return [json.dumps(GOOD).encode()]
+    return [json.dumps(good).encode() for good in (GOOD, TWO, XL)]
 
 
 def monsters() -> list[tuple[str, bytes]]:
@@ -73,7 +94,7 @@ def mutate(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
 def feed(data: bytes, folder: Path) -> None:
     root = folder / "checkpoint"
     if not root.exists():
-        for path in GOOD:
+        for path in XL:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
         for name in ("one", "two"):
             (root / f"unet/{name}.safetensors").touch()
