@@ -14,8 +14,9 @@ from tests.fuzz import harness
 
 def main() -> int:
     if sys.argv[1:2] == ["--worker"]:
-        name, seed, first, end, progress, result = sys.argv[2:]
-        harness.worker(name, int(seed), int(first), int(end), Path(progress), Path(result))
+        name, *numbers, progress, result = sys.argv[2:]
+        seed, fixed, first, end = map(int, numbers)
+        harness.worker(name, seed, fixed, first, end, Path(progress), Path(result))
         return 0
     parser = argparse.ArgumentParser("python -m tests.fuzz", description="Feed parsers with damaged and hostile input.")
     parser.add_argument("parsers", nargs="*", metavar="PARSER", help=f"default: all ({', '.join(harness.names())})")

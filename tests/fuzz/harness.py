@@ -104,16 +104,25 @@ def load(name: str) -> Parser:
 
 
 class Inputs:
-    """The inputs of one parser, by index."""
+    """The inputs of one parser, by index. ``fixed``: how many seeds and monsters it has, where that is known."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, fixed: int = -1) -> None:
         self._parser, self._key = load(name), f"{seed}/{name}"
         self._seeds = self._parser.seeds()
-        self._fixed = [*self._seeds, *(data for _, data in getattr(self._parser, "monsters", list)())]
+        self._monsters: list[bytes] | None = None
+        self.fixed = fixed if fixed >= 0 else len(self._seeds) + len(self._made())
+
+    def _made(self) -> list[bytes]:
+        """The monsters; making them takes seconds."""
+        if self._monsters is None:
+            self._monsters = [data for _, data in getattr(self._parser, "monsters", list)()]
+        return self._monsters
 
     def __getitem__(self, index: int) -> bytes:
-        if index < len(self._fixed):
-            return self._fixed[index]
+        if index < len(self._seeds):
+            return self._seeds[index]
+        if index < self.fixed:
+            return self._made()[index - len(self._seeds)]
         return self._parser.mutate(random.Random(f"{self._key}/{index}"), self._seeds)
 
 
@@ -168,13 +177,15 @@ def feed(parser: Parser, data: bytes, folder: Path, limit: float) -> tuple[str, 
     return outcome, what, seconds
 
 
-def worker(name: str, seed: int, first: int, end: int, progress: Path, result: Path) -> None:
+def worker(name: str, seed: int, fixed: int, first: int, end: int, progress: Path, result: Path) -> None:
     """Runs inputs ``first`` to ``end`` in this process; ``progress`` holds the index that is under way."""
     warnings.simplefilter("error")
     handler = logging.getLogger("sdrt")
     handler.handlers, handler.propagate = [_Formatted()], False
     logging.raiseExceptions = True
-    parser, inputs, tally = load(name), Inputs(name, seed), Tally(name)
+    parser, inputs, tally = load(name), Inputs(name, seed, fixed), Tally(name)
+    if first < fixed:
+        inputs[fixed - 1]  # made before memory is counted
     gc.collect()
     gc.freeze()
     tally.rss_start = _status("VmRSS")
@@ -211,17 +222,19 @@ def worker(name: str, seed: int, first: int, end: int, progress: Path, result: P
 def run(name: str, count: int, seed: int, saved: Path | None = None) -> Tally:
     """Feed a parser ``count`` inputs in processes of their own; failing inputs are kept in ``saved``."""
     total = Tally(name)
-    fixed = len(Inputs(name, seed)._fixed)
+    inputs = Inputs(name, seed)
+    fixed = inputs.fixed
     count = max(count, fixed)
     first = 0
     with tempfile.TemporaryDirectory(prefix="sdrt-fuzz-") as folder:
         progress, result = Path(folder) / "progress", Path(folder) / "result"
         while first < count:
+            # The first stretch is that of seeds and monsters, so that only one process holds those.
             progress.write_bytes(struct.pack("<q", first))
             result.unlink(missing_ok=True)
             # In stretches, so that a crash of the process costs little of the counting.
-            end = min(count, first + 5000)
-            stuck, errors = _watch(name, seed, first, end, progress, result)
+            end = fixed if first < fixed else min(count, first + 5000)
+            stuck, errors = _watch(name, seed, fixed, first, end, progress, result)
             if result.exists():
                 part = json.loads(result.read_text())
                 total.failures += [Failure(**failure) for failure in part["failures"]]
@@ -242,7 +255,6 @@ def run(name: str, count: int, seed: int, saved: Path | None = None) -> Tally:
             total.failures.append(Failure(index, "hang" if stuck else "crash", f"the process ended: {errors[-2000:]}"))
             first = index + 1
     if saved is not None and total.failures:
-        inputs = Inputs(name, seed)
         where = saved / name
         where.mkdir(parents=True, exist_ok=True)
         for failure in total.failures[:200]:
@@ -251,9 +263,9 @@ def run(name: str, count: int, seed: int, saved: Path | None = None) -> Tally:
     return total
 
 
-def _watch(name: str, seed: int, first: int, end: int, progress: Path, result: Path) -> tuple[bool, str]:
+def _watch(name: str, seed: int, fixed: int, first: int, end: int, progress: Path, result: Path) -> tuple[bool, str]:
     """Runs one worker; whether it had to be ended because it was stuck, and what it said."""
-    arguments = ["--worker", name, seed, first, end, progress, result]
+    arguments = ["--worker", name, seed, fixed, first, end, progress, result]
     sources = os.pathsep.join(str(ROOT / part) for part in ("", "export", "engines"))
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
