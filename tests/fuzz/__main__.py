@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description="Feed parsers with damaged and hostile input.")
     parser.add_argument("parsers", nargs="*", metavar="PARSER", help=f"default: all ({', '.join(harness.names())})")
     parser.add_argument("-n", type=int, default=10_000, help="inputs a parser, its seeds included (default 10000)")
+    parser.add_argument("--no-monsters", action="store_true", help="without the inputs that take seconds")
     parser.add_argument("--seed", type=int, default=0, help="which mutants (default 0)")
     parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
     parser.add_argument("--save", metavar="DIR", type=Path, help="keep failing inputs here, with what they did")
@@ -38,7 +39,7 @@ def main() -> int:
     tallies = []
     for name in chosen:
         started = time.perf_counter()
-        tally = harness.run(name, arguments.n, arguments.seed, arguments.save)
+        tally = harness.run(name, arguments.n, arguments.seed, arguments.save, monsters=not arguments.no_monsters)
         tallies.append(tally)
         print(
             f"{name}: {tally.inputs} inputs, {tally.crashes} crashes, {tally.hangs} hangs,"

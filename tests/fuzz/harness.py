@@ -122,7 +122,7 @@ class Inputs:
         if index < len(self._seeds):
             return self._seeds[index]
         if index < self.fixed:
-            return self._made()[index - len(self._seeds)]
+            return self._made()[index - len(self._seeds)]  # none, where ``fixed`` is given as 0
         return self._parser.mutate(random.Random(f"{self._key}/{index}"), self._seeds)
 
 
@@ -219,10 +219,10 @@ def worker(name: str, seed: int, fixed: int, first: int, end: int, progress: Pat
     result.write_text(json.dumps(asdict(tally)))
 
 
-def run(name: str, count: int, seed: int, saved: Path | None = None) -> Tally:
+def run(name: str, count: int, seed: int, saved: Path | None = None, *, monsters: bool = True) -> Tally:
     """Feed a parser ``count`` inputs in processes of their own; failing inputs are kept in ``saved``."""
     total = Tally(name)
-    inputs = Inputs(name, seed)
+    inputs = Inputs(name, seed, -1 if monsters else 0)
     fixed = inputs.fixed
     count = max(count, fixed)
     first = 0

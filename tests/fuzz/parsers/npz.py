@@ -85,12 +85,12 @@ def _bomb(size: int) -> bytes:
     """A member of ``size`` zero bytes in a thousandth of it, with a true header and true sizes."""
     head = member(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    parts, crc = [packer.compress(head)], zlib.crc32(head)
-    block = bytes(2**20)
+    block, crc = bytes(2**20), zlib.crc32(head)
+    first = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)  # which depends on nothing before it
     for _ in range(size // 2**20):
-        parts.append(packer.compress(block))
         crc = zlib.crc32(block, crc)
-    data = b"".join(parts) + packer.flush()
+    data = first + packed * (size // 2**20) + packer.flush()
     fields = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 0, crc, len(data), len(head) + size, 5, 0)
     local = b"PK\3\4" + fields + b"a.npy" + data
     central = b"PK\1\2" + struct.pack("<H", 20) + fields + struct.pack("<HHHII", 0, 0, 0, 0, 0) + b"a.npy"
