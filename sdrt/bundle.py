@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
-from sdrt import strict_json
-from sdrt.errors import BundleError
+from sdrt import npz, strict_json
+from sdrt.errors import BundleError, quoted
 
 MANIFEST = "sdrt.json"
 FORMAT = "sdrt"
@@ -34,6 +33,10 @@ Dim = int | str
 divided by a number, rounded up (what a chain of stride-2 convolutions leaves)."""
 
 MAX_DIM = 2**24
+MAX_PATH = 1024
+"""Characters."""
+MAX_FILES = 10_000
+MAX_TEXT_ENCODERS = 16
 
 _SYMBOL = re.compile(r"([A-Z][A-Z0-9_]*)(?:/([1-9][0-9]{0,3}))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -141,7 +144,9 @@ class File:
 
 
 def check_relative(path: str) -> None:
-    """BundleError unless ``path`` is relative, in POSIX spelling, and stays inside the root."""
+    """BundleError unless ``path`` is relative, in POSIX spelling, not too long, and stays inside the root."""
+    if len(path) > MAX_PATH:
+        raise BundleError(f"path {quoted(path)} has {len(path)} characters, at most {MAX_PATH}")
     pure = PurePosixPath(path)
     if (
         not pure.parts
@@ -249,6 +254,8 @@ class TextEncoder:
         check_relative(self.tokenizer)
         if not 2 <= self.max_length <= 65536:
             raise BundleError(f"max_length is {self.max_length}, expected 2 (start and end) to 65536")
+        if not (self.bos_token and self.eos_token and self.pad_token):
+            raise BundleError("bos_token, eos_token and pad_token must not be empty")
 
     def outputs(self) -> list[str]:
         """Names of the component's outputs that are used."""
@@ -316,6 +323,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_relative(self.scheduler)
+        if len(self.text_encoders) > MAX_TEXT_ENCODERS:
+            raise BundleError(f"has {len(self.text_encoders)} text encoders, at most {MAX_TEXT_ENCODERS}")
         for text in self.text_encoders:
             if text.component not in self.components:
                 raise BundleError(f"text_encoders names component {text.component!r}, which is not in the bundle")
@@ -339,9 +348,13 @@ class Manifest:
         if nothing := [name for name, sources in self.denoiser.inputs.items() if not sources]:
             raise BundleError(f"denoiser feeds {nothing[0]} from nothing")
         paths = [file.path for file in self.all_files()]
-        if len(set(paths)) != len(paths):
-            twice = next(path for path in paths if paths.count(path) > 1)
-            raise BundleError(f"file {twice} is listed twice")
+        if len(paths) > MAX_FILES:
+            raise BundleError(f"lists {len(paths)} files, at most {MAX_FILES}")
+        seen: set[str] = set()
+        for path in paths:
+            if path in seen:
+                raise BundleError(f"file {path} is listed twice")
+            seen.add(path)
         if MANIFEST in paths:
             raise BundleError(f"{MANIFEST} cannot list itself")
 
@@ -358,7 +371,7 @@ class Manifest:
 
 
 def _check_output(who: str, names: list[str], component: str, spec: Component) -> None:
-    held = [output.name for output in spec.outputs]
+    held = dict.fromkeys(output.name for output in spec.outputs)
     if unknown := [name for name in names if name not in held]:
         raise BundleError(f"{who} takes output {unknown[0]!r}, but {component} gives {', '.join(held)}")
 
@@ -494,12 +507,10 @@ def with_parity(component: Component, parity: Iterable[Parity]) -> Component:
 
 
 def read_arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
-    """All arrays of an ``.npz`` file of the bundle, without pickle. BundleError when it is damaged."""
+    """All arrays of an ``.npz`` file of the bundle. BundleError when it is damaged, or beyond ``sdrt.npz``'s limits."""
     try:
-        # np.load would take a single array for a good file, and leaves the file open when it is damaged.
-        with bundle.path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return npz.read(bundle.path(path))
     except BundleError:
         raise
-    except Exception as error:  # zipfile, zlib, lzma and numpy raise a dozen unrelated ones
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated ones
         raise BundleError(f"{bundle.root / path}: cannot be read: {error}", f"sdrt verify {bundle.root}") from None

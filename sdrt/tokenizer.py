@@ -18,6 +18,9 @@ from pathlib import Path
 from sdrt import strict_json
 from sdrt.errors import BundleError
 
+MAX_REMEMBERED = 64
+"""Letters of a word whose tokens are kept."""
+
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 _WHITE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
@@ -69,7 +72,7 @@ class ClipTokenizer:
         self._ids = vocabulary
         self._ranks = ranks
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        self._word_ids = lru_cache(maxsize=4096)(self._merge)
+        self._known_word = lru_cache(maxsize=4096)(self._merge)
 
     @classmethod
     def load(cls, folder: Path, special: tuple[str, ...]) -> ClipTokenizer:
@@ -92,7 +95,8 @@ class ClipTokenizer:
                 ids.append(self._ids[part])
             else:
                 for word in _words(_normalize(part)):
-                    ids.extend(self._word_ids(word))
+                    # A prompt may be one word of 20,000 letters; thousands of those are not to be remembered.
+                    ids.extend(self._known_word(word) if len(word) <= MAX_REMEMBERED else self._merge(word))
         return ids
 
     def _merge(self, word: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from sdrt.errors import ExportError
 from sdrt_export.checkpoint import Checkpoint
 from sdrt_export.families import Part
 
+MAX_LAYERS = 1000
 LATENTS: tuple[int | str, ...] = ("H/8", "W/8")
 
 # Two sizes by two batches; the second size is no multiple of 64, so every level of the U-Net rounds.
@@ -27,7 +28,7 @@ def differs(checkpoint: Checkpoint, expected: Mapping[tuple[str, str], Any], def
 
 def text_encoder(checkpoint: Checkpoint, folder: str, *, projected: bool = False) -> Part:
     """A CLIP text encoder; ``projected``: with its pooled output projected (``text_embeds``)."""
-    width, layers = (checkpoint.need(folder, key, int) for key in ("hidden_size", "num_hidden_layers"))
+    width, layers = checkpoint.need(folder, "hidden_size", int), _layers(checkpoint, folder)
     hidden = TensorSpec("last_hidden_state", "f32", ("B", "T", width))
     if projected:
         embeds = TensorSpec("text_embeds", "f32", ("B", checkpoint.need(folder, "projection_dim", int, 512)))
@@ -46,6 +47,14 @@ def text_encoder(checkpoint: Checkpoint, folder: str, *, projected: bool = False
         cases=({"B": 1, "T": 77}, {"B": 2, "T": 77}, {"B": 1, "T": 16}, {"B": 2, "T": 16}),
         vocabulary=checkpoint.need(folder, "vocab_size", int, 49408),
     )
+
+
+def _layers(checkpoint: Checkpoint, folder: str) -> int:
+    """A text encoder's layers, each of which becomes an output."""
+    layers = checkpoint.need(folder, "num_hidden_layers", int)
+    if not 1 <= layers <= MAX_LAYERS:
+        raise ExportError(f"{checkpoint.name}: {folder} has {layers} layers, expected 1 to {MAX_LAYERS}")
+    return layers
 
 
 def unet(checkpoint: Checkpoint, added: tuple[TensorSpec, ...] = ()) -> Part:
@@ -90,16 +99,14 @@ def text_facts(checkpoint: Checkpoint, folder: str, tokenizer: str) -> TextEncod
         component=folder,
         tokenizer=tokenizer,
         max_length=checkpoint.need(folder, "max_position_embeddings", int, 77),
-        clip_skip=ClipSkip(
-            checkpoint.need(folder, "num_hidden_layers", int), checkpoint.need(folder, "layer_norm_eps", float, 1e-5)
-        ),
+        clip_skip=ClipSkip(_layers(checkpoint, folder), checkpoint.need(folder, "layer_norm_eps", float, 1e-5)),
         **special_tokens(checkpoint, tokenizer),
     )
 
 
 def penultimate_facts(checkpoint: Checkpoint, folder: str, tokenizer: str, pooled: str | None) -> TextEncoder:
     """A text encoder whose last hidden state but one, as it is, conditions the denoiser."""
-    last = checkpoint.need(folder, "num_hidden_layers", int) - 1
+    last = _layers(checkpoint, folder) - 1
     if last < 1:
         raise ExportError(f"{checkpoint.name}: {folder} has {last + 1} layers, expected at least 2")
     return TextEncoder(
@@ -125,11 +132,12 @@ def latent_space(checkpoint: Checkpoint) -> LatentSpace:
     height, width = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size] * 2
     if not (type(height) is int and type(width) is int):
         raise ExportError(f"{checkpoint.name}: unet/config.json: sample_size is {sample_size!r}, expected an integer")
+    shift = checkpoint.config("vae").get("shift_factor")  # null in diffusers' own configs
     return LatentSpace(
         channels=checkpoint.need("vae", "latent_channels", int, 4),
         downscale=8,
         scaling_factor=checkpoint.need("vae", "scaling_factor", float, 0.18215),
-        shift_factor=float(checkpoint.config("vae").get("shift_factor") or 0.0),
+        shift_factor=0.0 if shift is None else checkpoint.need("vae", "shift_factor", float),
         default_height=8 * height,
         default_width=8 * width,
     )

@@ -31,6 +31,14 @@ class EulerOptions(tables.TrainingSchedule):
     timestep_type: Literal["discrete", "continuous"] = "discrete"
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if sigma is not None and not 1e-9 <= sigma <= 1e9:
+                raise InputError(f"{name} is {sigma}, expected 1e-9 to 1e9")
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min > self.sigma_max:
+            raise InputError(f"sigma_min is {self.sigma_min}, more than sigma_max, {self.sigma_max}")
+
 
 class Euler:
     """diffusers' EulerDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""

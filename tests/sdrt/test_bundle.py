@@ -101,7 +101,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     skip = st.builds(ClipSkip, st.just(1), st.floats(1e-9, 1), TEXTS, TEXTS, TEXTS)
     skip = st.none() if components[encoder].constants is None else st.none() | skip
     text = TextEncoder(
-        encoder, draw(WORDS), draw(st.integers(2, 512)), draw(TEXTS), draw(TEXTS), draw(TEXTS),
+        encoder, draw(WORDS), draw(st.integers(2, 512)), draw(WORDS), draw(WORDS), draw(WORDS),
         draw(outputs), draw(st.none() | outputs), draw(skip),
     )  # fmt: skip
     denoiser = draw(st.sampled_from(sorted(components)))
