@@ -135,6 +135,8 @@ def _manifest(root: Path, index: Config) -> Manifest:
         scheduler=SCHEDULER,
         files=tuple(_file(root, file) for file in files),
         provenance=Provenance(_name(root), (), versions),
+        # As in diffusers, where SDXL's pipelines alone know the key; it defaults to true.
+        no_negative_prompt="zeros" if pooled and index.need("force_zeros_for_empty_prompt", bool, True) else "empty",
         facts={"inferred_from": f"{INDEX}, config.json files, ONNX graphs"},
     )
 

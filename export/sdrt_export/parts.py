@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdrt import foreign
 from sdrt.bundle import ClipSkip, LatentSpace, TensorSpec, TextEncoder
-from sdrt.errors import ExportError
+from sdrt.errors import BundleError, ExportError
+from sdrt.foreign import Config
+from sdrt.tokenizer import special_tokens
 from sdrt_export.checkpoint import Checkpoint
 from sdrt_export.families import Part
 
@@ -100,7 +103,7 @@ def text_facts(checkpoint: Checkpoint, folder: str, tokenizer: str) -> TextEncod
         tokenizer=tokenizer,
         max_length=checkpoint.need(folder, "max_position_embeddings", int, 77),
         clip_skip=ClipSkip(_layers(checkpoint, folder), checkpoint.need(folder, "layer_norm_eps", float, 1e-5)),
-        **special_tokens(checkpoint, tokenizer),
+        **_special_tokens(checkpoint, tokenizer),
     )
 
 
@@ -116,7 +119,7 @@ def penultimate_facts(checkpoint: Checkpoint, folder: str, tokenizer: str, poole
         hidden_states=f"hidden_states.{last}",
         pooled=pooled,
         clip_skip=ClipSkip(last),
-        **special_tokens(checkpoint, tokenizer),
+        **_special_tokens(checkpoint, tokenizer),
     )
 
 
@@ -127,30 +130,17 @@ def final_layer_norm(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def latent_space(checkpoint: Checkpoint) -> LatentSpace:
-    """Scaling and default size."""
-    sample_size = checkpoint.config("unet").get("sample_size") or 64
-    height, width = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size] * 2
-    if not (type(height) is int and type(width) is int):
-        raise ExportError(f"{checkpoint.name}: unet/config.json: sample_size is {sample_size!r}, expected an integer")
-    shift = checkpoint.config("vae").get("shift_factor")  # null in diffusers' own configs
-    return LatentSpace(
-        channels=checkpoint.need("vae", "latent_channels", int, 4),
-        downscale=8,
-        scaling_factor=checkpoint.need("vae", "scaling_factor", float, 0.18215),
-        shift_factor=0.0 if shift is None else checkpoint.need("vae", "shift_factor", float),
-        default_height=8 * height,
-        default_width=8 * width,
-    )
+    """Scaling and default size, by the rules that hold for other exporters' directories too."""
+    vae, unet = (Config(checkpoint.root, f"{name}/config.json", checkpoint.config(name)) for name in ("vae", "unet"))
+    try:
+        return foreign.latent_space(vae, unet)
+    except BundleError as error:
+        raise ExportError(error.message, error.fix) from None
 
 
-def special_tokens(checkpoint: Checkpoint, folder: str) -> dict[str, str]:
-    """bos_token, eos_token and pad_token as the tokenizer's own files name them; CLIP's where they are silent."""
-    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (checkpoint.root / folder / file).is_file():
-            named = checkpoint.json(f"{folder}/{file}")
-            for name, default in tokens.items():
-                value = named.get(name)
-                value = value.get("content") if isinstance(value, dict) else value
-                tokens[name] = value if isinstance(value, str) else default
-    return tokens
+def _special_tokens(checkpoint: Checkpoint, folder: str) -> dict[str, str]:
+    try:
+        tokens = special_tokens(checkpoint.root / folder)
+    except BundleError as error:
+        raise ExportError(error.message, "the checkpoint is damaged: download it again") from None
+    return dict(zip(("bos_token", "eos_token", "pad_token"), tokens, strict=True))

@@ -111,7 +111,7 @@ def test_constants_are_the_final_layer_norm(bundle: Path, checkpoint: Path) -> N
     held = bundles.load(bundle)
     constants = bundles.read_arrays(held, "text_encoder/constants.npz")
     for name in ("final_layer_norm.weight", "final_layer_norm.bias"):
-        np.testing.assert_array_equal(constants[name], state[name].numpy())
+        np.testing.assert_array_equal(constants[name], state[f"text_model.{name}"].numpy())
 
 
 # -- other checkpoints ----------------------------------------------------------------------------------------------
