@@ -247,7 +247,7 @@ def _pickle(root: Path) -> None:
         (_drop("unet", "config.json"), r"unet/config.json: cannot be read"),
         (_drop("vae", "diffusion_pytorch_model.safetensors"), "vae has no safetensors file"),
         (_pickle, "a pickle, which can run code"),
-        (_truncate, "cannot be read"),
+        (_truncate, "its header: not valid JSON"),
         (_weights("vae", lambda s: s.pop("decoder.conv_in.bias")), "lacks decoder.conv_in.bias"),
         (_weights("vae", lambda s: s.update(extra=torch.ones(1))), "holds extra, which the network does not have"),
         (_weights("vae", lambda s: s.update({"decoder.conv_in.bias": torch.ones(3)})), r"is \[3\] in the weights"),
