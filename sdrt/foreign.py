@@ -16,6 +16,7 @@ from sdrt import onnx_header, strict_json
 from sdrt.bundle import (
     Artifact,
     Bundle,
+    ClipSkip,
     Component,
     Denoiser,
     Dim,
@@ -47,6 +48,10 @@ _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _NETWORKS = (*_ENCODERS, "unet", "vae_encoder", "vae_decoder")
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 
+_KINDS: dict[type, str] = {
+    int: "an integer", float: "a number", str: "a text", list: "a list", bool: "true or false"
+}  # fmt: skip
+
 Shapes = Mapping[str, tuple[Dim, ...]]
 """Shapes as configs and our symbols say them, by tensor name."""
 
@@ -73,7 +78,7 @@ class Config:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            expected = {int: "an integer", float: "a number", str: "a text", list: "a list"}.get(kind, kind.__name__)
+            expected = _KINDS.get(kind, kind.__name__)
             raise BundleError(f"{self.root / self.where}: {key} is {value!r}, expected {expected}")
         return value
 
@@ -112,6 +117,8 @@ def _manifest(root: Path, index: Config) -> Manifest:
         raise BundleError(f"{root}: vae_decoder/model.onnx is missing", "export it again with optimum, or with sdrt")
     latents = latent_space(configs["vae_decoder"], configs["unet"])
     components = {name: _component(root, name, configs[name], _shapes(name, configs[name], latents)) for name in held}
+    if "vae_encoder" in components and components["vae_encoder"].outputs[0].name != "latent_parameters":
+        del components["vae_encoder"]  # older exports draw the sample in the graph, by a generator that is not ours
     denoiser = _denoiser(root, components["unet"], latents)
     pooled = ("text.pooled",) in denoiser.inputs.values()
     encoders = tuple(
@@ -228,6 +235,8 @@ def _text_encoder(root: Path, component: Component, config: Config, name: str, *
         pad_token=pad,
         hidden_states=state,
         pooled="text_embeds" if last_but_one and "text_embeds" in outputs else None,
+        # The last hidden state goes through a norm whose weights are somewhere in the graph; the others do not.
+        clip_skip=ClipSkip(layers - 1) if last_but_one and 2 <= layers <= 1000 else None,
     )
 
 

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdrt import Pipeline, onnx_header
 from sdrt import bundle as bundles
+from sdrt.bundle import ClipSkip
 from sdrt.engine import BuildOptions
 from sdrt.errors import BuildError, BundleError, InputError
 from sdrt.onnx_header import Header, Value
@@ -248,11 +249,19 @@ def test_inferred_sdxl(make: Callable[..., Path]) -> None:
     one, two = facts.text_encoders
     assert (one.component, one.hidden_states, one.pooled) == ("text_encoder", "hidden_states.2", None)
     assert (two.component, two.hidden_states, two.pooled) == ("text_encoder_2", "hidden_states.2", "text_embeds")
-    assert (two.tokenizer, two.clip_skip) == ("tokenizer_2", None)
+    assert (two.tokenizer, two.clip_skip) == ("tokenizer_2", ClipSkip(2))
+    assert facts.no_negative_prompt == "zeros"
     assert facts.denoiser.inputs["text_embeds"] == ("text.pooled",)
     assert facts.denoiser.inputs["time_ids"] == ("time_ids",)
     outputs = {spec.name: str(spec) for spec in facts.components["text_encoder_2"].outputs}
     assert outputs["text_embeds"] == "text_embeds: f32[B,6]"  # by its config: the graph names the size wrongly
+
+
+def test_sdxl_makes_pictures(make: Callable[..., Path]) -> None:
+    root = make(sdxl=True)
+    made = [picture(root, **changes) for changes in ({}, {"negative_prompt": None}, {"clip_skip": 1})]
+    assert not np.array_equal(made[0], made[1]), "zeros stand for no negative prompt"
+    assert np.array_equal(made[0], made[2]), "all hidden states of this network are the same"
 
 
 def test_a_bundle_without_its_manifest_makes_the_same_picture(copied: Path) -> None:
@@ -503,6 +512,16 @@ def test_refused_without_hidden_states(make: Callable[..., Path]) -> None:
 def test_models_for_other_tasks(make: Callable[..., Path], channels: int, said: str) -> None:
     with pytest.raises(BundleError, match=said):
         picture(make(channels=channels))
+
+
+def test_an_encoder_that_draws_is_left_out(make: Callable[..., Path]) -> None:
+    root = make()
+    model = onnx.load(root / "vae_encoder/model.onnx")
+    model.graph.node[1].output[0] = model.graph.output[0].name = "latent_sample"
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    onnx.save(model, root / "vae_encoder/model.onnx")
+    assert "vae_encoder" not in bundles.load(root).manifest.components
+    assert picture(root).shape == (1, 64, 64, 3)
 
 
 def test_a_link_that_leaves_the_directory(make: Callable[..., Path], tmp_path: Path) -> None:
