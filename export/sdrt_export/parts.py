@@ -22,8 +22,11 @@ PICTURES = tuple({"B": b, "H": h, "W": w} for h, w in ((64, 64), (72, 136)) for 
 
 def differs(checkpoint: Checkpoint, expected: Mapping[tuple[str, str], Any], defaults: Mapping[str, Any]) -> str | None:
     """The first config value, by (folder, key), that is not what a family has; None when all are."""
+    configs: dict[str, dict[str, Any]] = {}
     for (folder, key), value in expected.items():
-        got = checkpoint.config(folder).get(key, defaults.get(key))
+        if folder not in configs:
+            configs[folder] = checkpoint.config(folder)
+        got = configs[folder].get(key, defaults.get(key))
         if got != value:
             return f"{key} is {got!r}, expected {value!r}"
     return None

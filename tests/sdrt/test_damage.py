@@ -479,7 +479,7 @@ _ROWS: list[tuple[Any, ...]] = [
     ("a layer too many", text("clip_skip", "layers", 9), "'hidden_states.", GENERATE, False),
     ("norm unknown", text("clip_skip", "weight", "w"), "'w'", GENERATE),
     ("end token unknown", text("eos_token", "<end>"), "has no token '<end>'", GENERATE, False),
-    ("special token empty", text("pad_token", ""), "token ''", GENERATE, False),
+    ("special token empty", text("pad_token", ""), "must not be empty", GENERATE, False),
     ("tokens in bf16", put("components", "text_encoder", "inputs", 0, "dtype", "bf16"), "bf16", GENERATE, False),
     ("tokens in f32", put("components", "text_encoder", "inputs", 0, "dtype", "f32"), "input_ids", VERIFY),
     ("denoiser's output of another rank", unet("outputs", 0, "shape", ["B", 4]), "out_sample", GENERATE),
