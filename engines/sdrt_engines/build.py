@@ -7,7 +7,6 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ import numpy as np
 from sdrt import bundle as bundles
 from sdrt import by_component
 from sdrt.bundle import Bundle, Component, Precision, TensorSpec, solve, split_dim
-from sdrt.engine import ONNX, BuildOptions, OpenOptions, find_engine, open_session
+from sdrt.engine import ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
 from sdrt.errors import BuildError, InputError
 from sdrt.request import MAX_SIDE
 from sdrt.staging import new_directory
@@ -54,9 +53,10 @@ def build(
             def told(what: str, fraction: float, name: str = name, done: int = done) -> None:
                 report(name, what, (done + 0.7 * fraction) / len(names))
 
-            own = replace(
-                options, precision=precisions[name], samples=partial(recorder.samples, name, told), report=told
-            )
+            def samples(name: str = name, told: Callable[[str, float], None] = told) -> Samples:
+                return recorder.samples(name, lambda what, fraction: told(what, 0.5 * fraction))
+
+            own = replace(options, precision=precisions[name], samples=samples, report=told)
             artifact = module.build(origin, name, staging, own)
             for file in (component.config, component.reference, component.constants):
                 if file is not None:
@@ -99,7 +99,7 @@ def _precisions(
                 "--precision VALUE, or by component: --precision unet=VALUE,vae_decoder=VALUE",
             )
         if precision not in known:
-            raise BuildError(f"{name}: {engine} builds {', '.join(known)}; asked for {precision}", "choose one of these")
+            raise BuildError(f"{name}: {engine} builds {', '.join(known)}; asked for {precision}", "choose one of them")
     return precisions
 
 

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU.
 
-In fp16, int8 and w8 the graph is saved as the passes leave it: what ONNX Runtime would save has weights in float32 again.
+In fp16, int8 and w8 the graph is saved as the passes leave it: ONNX Runtime would save its weights in float32 again.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         facts = reduce(model, held, weights, source, component, options)
         group_norm_as_instance_norm(model)
         fix_dims(model, dims)
-        held.save(model, folder, lambda done: options.report("write", done))
+        held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
     names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
     return Artifact(
         engine="onnxruntime",

@@ -28,8 +28,8 @@ from sdrt.engine import BuildOptions
 @click.option("--engine", required=True, metavar="NAME", help="Engine to build for; sdrt doctor lists them.")
 @click.option(
     "--precision", default="fp32", show_default=True, metavar="VALUE",
-    help=f"One of {', '.join(get_args(bundles.Precision))}, or by component: unet=int8,vae_decoder=fp16 (the others fp32)."
-    " What there is depends on the engine.",
+    help=f"One of {', '.join(get_args(bundles.Precision))} (not every engine has all), or by component:"
+    " unet=int8,vae_decoder=fp16 (the others fp32).",
 )  # fmt: skip
 @click.option(
     "--shape", "shapes", multiple=True, metavar="WxH", callback=common.parse_shapes,

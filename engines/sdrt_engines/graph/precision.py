@@ -1,4 +1,4 @@
-"""From a float32 graph to one in another precision: what every engine that reads precision from the graph begins with."""
+"""From a float32 graph to one in another precision: what an engine that takes precision from the graph begins with."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def reduce(
     """
     if options.precision == "fp16":
         samples = options.samples()
-        seen = ranges.measure(model, folder, samples.calls, options.report)
+        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.9))
         facts = to_half(model, weights, seen, upcast_attention=_upcasts_attention(source, component))
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "int8":
         samples = options.samples()
         read = {t.activation for t in quantize.targets(model, weights) if not t.keep}
-        seen = ranges.measure(model, folder, samples.calls, options.report)
+        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.65))
         largest = {name: seen.largest[name] for name in sorted(read)}
-        clips = ranges.clipping(model, folder, samples.calls, largest, options.report)
+        clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
         facts = quantize.to_int8(model, weights, clips)
         facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
         facts["calibration"] = dict(samples.facts)
@@ -44,6 +44,11 @@ def reduce(
     else:
         raise BuildError(f"precision {options.precision} has no pass; there are {', '.join(PRECISIONS)}")
     return facts
+
+
+def _part(report: ranges.Report, start: float, end: float) -> ranges.Report:
+    """A report of 0 to 1 that is ``start`` to ``end`` of the whole. Recording samples is what comes before 0.5."""
+    return lambda what, fraction: report(what, start + (end - start) * fraction)
 
 
 def _upcasts_attention(source: Bundle, component: Component) -> bool:
