@@ -17,7 +17,11 @@ def test_round_trip(tmp_path: Path) -> None:
     """What is large goes into the data file, aligned; what is small stays in the graph; scalars stay scalars."""
     generator = np.random.default_rng(0)
     large, other = generator.standard_normal((2, 33, 17)).astype(np.float32)
-    nodes = [Node("Add", ["x", "large"], ["a"]), Node("Mul", ["a", "scalar"], ["b"]), Node("Sub", ["b", "other"], ["y"])]
+    nodes = [
+        Node("Add", ["x", "large"], ["a"]),
+        Node("Mul", ["a", "scalar"], ["b"]),
+        Node("Sub", ["b", "other"], ["y"]),
+    ]
     model = make(nodes, {"x": [33, 17]}, {"y": [33, 17]}, large=large, other=other, scalar=np.float32(3), unused=large)
     path = saved(model, Weights(model, tmp_path), tmp_path / "out")
     held = onnx.load(path, load_external_data=False)

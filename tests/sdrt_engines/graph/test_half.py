@@ -70,7 +70,9 @@ def test_border(tmp_path: Path) -> None:
     path, facts, half = converted(model, {"x": x}, tmp_path)
     assert facts["islands"] == []
     assert facts["casts"] == len(operators(half, "Cast")) == 3  # x, y, z: y is computed once, and read in float16
-    assert {i.name: i.type.tensor_type.elem_type for i in (*half.graph.input, *half.graph.output)} == dict.fromkeys("xyz", 1)
+    assert {i.name: i.type.tensor_type.elem_type for i in (*half.graph.input, *half.graph.output)} == dict.fromkeys(
+        "xyz", 1
+    )
     assert {t.name: t.data_type for t in half.graph.initializer} == {"w.half": HALF}
     a = np.maximum(x @ w, 0)
     expected = [a, 1 / (1 + np.exp(-(a + x)))]
@@ -157,7 +159,9 @@ def test_sums_over_a_picture(tmp_path: Path) -> None:
     """InstanceNormalization squares what is 300 off the mean, 90,000; its inputs and outputs are small."""
     x = np.tile(np.array([-300, 300], np.float32), (1, 2, 8))
     ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
-    model = make([Node("InstanceNormalization", ["x", "s", "b"], ["y"])], {"x": x.shape}, {"y": x.shape}, s=ones, b=zeros)
+    model = make(
+        [Node("InstanceNormalization", ["x", "s", "b"], ["y"])], {"x": x.shape}, {"y": x.shape}, s=ones, b=zeros
+    )
     path, facts, _ = converted(model, {"x": x}, tmp_path)
     assert why(facts) == {("InstanceNormalization", "sums"): 1}
     naive, _, _ = converted(model, {"x": x}, tmp_path, islands=False)
@@ -227,7 +231,9 @@ def test_weights_that_float16_cannot_hold(tmp_path: Path, op: str, value: float,
     """Beyond 65,504, or denormal altogether: an epsilon of 1e-8 is 0."""
     model = make([Node(op, ["x", "w"], ["y"])], {"x": [1]}, {"y": [1]}, w=np.float32(value))
     weights = Weights(model, tmp_path)
-    ranges = measure(make([Node("Relu", ["x"], ["y"])], {"x": [1]}, {"y": [1]}), tmp_path, [{"x": np.zeros(1, np.float32)}])
+    ranges = measure(
+        make([Node("Relu", ["x"], ["y"])], {"x": [1]}, {"y": [1]}), tmp_path, [{"x": np.zeros(1, np.float32)}]
+    )
     facts = to_half(model, weights, ranges)
     assert why(facts) == ({(op, "weight"): 1} if kept else {})
 

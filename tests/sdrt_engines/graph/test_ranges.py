@@ -48,7 +48,9 @@ def test_clipping_is_the_best_of_its_candidates(tmp_path: Path) -> None:
     heavy = np.concatenate([generator.standard_normal(199_999), [12]]).astype(np.float32)
     zero = np.zeros(8, np.float32)
     inputs = {"even": even, "heavy": heavy, "zero": zero}
-    model = make([Node("Concat", list(inputs), ["y"], axis=0)], {n: a.shape for n, a in inputs.items()}, {"y": [205_008]})
+    model = make(
+        [Node("Concat", list(inputs), ["y"], axis=0)], {n: a.shape for n, a in inputs.items()}, {"y": [205_008]}
+    )
     largest = {name: float(np.abs(array).max()) for name, array in inputs.items()}
     chosen = clipping(model, tmp_path, [inputs, inputs], largest)
     for name, array in inputs.items():
