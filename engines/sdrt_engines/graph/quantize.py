@@ -21,6 +21,9 @@ from sdrt_engines.graph.ranges import element_types, step
 FLOAT, INT8 = 1, 3
 """ONNX's numbers of the two types."""
 
+SCHEME = "symmetric, zero point 0; weights: one scale an output channel"
+"""For the artifact's facts."""
+
 SMALL = 256
 """Elements. A smaller weight stays float: its scales and its node cost what it saves."""
 
@@ -133,7 +136,7 @@ def weights_to_int8(model: Any, weights: Weights) -> dict[str, Any]:
     for node in embeddings:
         rewriting.embedding(node)
     rewriting.finish()
-    return {"quantized": _by_operator([target.node for target in found] + embeddings)}
+    return {"quantized": _by_operator([target.node for target in found] + embeddings), "scheme": SCHEME}
 
 
 def to_int8(model: Any, weights: Weights, clips: Mapping[str, float], *, keep: bool = True) -> dict[str, Any]:
@@ -149,7 +152,11 @@ def to_int8(model: Any, weights: Weights, clips: Mapping[str, float], *, keep: b
         rewriting.activation(target, clips[target.activation])
     rewriting.finish()
     kept = Counter(f"{target.node.op_type}: {target.keep}" for target in found if keep and target.keep)
-    return {"quantized": _by_operator([target.node for target in chosen]), "kept_float": dict(sorted(kept.items()))}
+    return {
+        "quantized": _by_operator([target.node for target in chosen]),
+        "kept_float": dict(sorted(kept.items())),
+        "scheme": f"{SCHEME}; activations: one scale a tensor",
+    }
 
 
 def _by_operator(nodes: Iterable[Any]) -> dict[str, int]:
