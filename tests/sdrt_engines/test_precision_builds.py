@@ -15,7 +15,7 @@ from sdrt import BuildError, InputError, Pipeline
 from sdrt import bundle as bundles
 from sdrt.engine import BuildOptions, OpenOptions, open_session
 from sdrt.metrics import psnr
-from sdrt.verify import measure
+from sdrt.verify import reference_cases
 from sdrt_engines.build import build
 from tests.conftest import Cli
 
@@ -119,18 +119,20 @@ def test_verify_a_reduced_bundle(built: Callable[[str], Path], cli: Cli) -> None
     assert "FAILED" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["w8", "int8"])
-def test_unpacked_weights_compute_the_same(name: str, built: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("name", "floor"), [("w8", 110), ("int8", 60)])
+def test_the_graph_is_computed_as_it_stands(name: str, floor: float, built: Callable[[str], Path]) -> None:
+    """Whatever ONNX Runtime makes of it: weights alone must not become int8 activations, as they do by default (60 dB).
+
+    Seen: 130 dB and more, in int8 too; there a value on the edge of two steps may fall to the other side elsewhere.
+    """
     held = bundles.load(built(name))
-    for extra in ({"unpack": "true"}, {"optimization": "none"}, {"prepack": "false", "optimization": "extended"}):
+    inputs = next(iter(reference_cases(held, "unet").values()))[0]
+    outputs = []
+    for extra in ({}, {"unpack": "true"}, {"optimization": "none"}, {"prepack": "false", "optimization": "extended"}):
         session = open_session(held, "unet", options=OpenOptions(extra=extra))
-        recorded = {(p.case, p.output): p.psnr for p in held.component("unet").artifact.parity}
-        for parity in measure(held, "unet", session):
-            expected = recorded[parity.case, parity.output]
-            assert parity.psnr is not None
-            assert expected is not None
-            assert parity.psnr == pytest.approx(expected, abs=2 if name == "int8" else 0.3)
+        outputs.append(session.run(**inputs)["out_sample"])
         session.close()
+    assert all(psnr(outputs[0], other) >= floor for other in outputs[1:])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w8"])
