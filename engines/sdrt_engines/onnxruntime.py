@@ -1,6 +1,8 @@
 """ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU.
 
 In fp16, int8 and w8 the graph is saved as the passes leave it: ONNX Runtime would save its weights in float32 again.
+On x86 it has few float16 kernels: fp16 is computed in float32 there, rounded in between, and no faster. In int8, matrix
+products are computed in int8, convolutions in float32 from int8's values (benchmarks/LOG.md).
 """
 
 from __future__ import annotations

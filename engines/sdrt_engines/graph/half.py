@@ -29,8 +29,8 @@ measured, and other prompts, sizes and seeds reach further (benchmarks/LOG.md ha
 
 _INSIDE = {
     # Sums over a picture or a row: the sum overflows, or stops growing (2048 + 1 is 2048 in float16), long before the
-    # mean does, and grows with the picture, which calibration sees at one size. Group and layer normalisation are not
-    # here: their stash_type says float32 for the sums, whatever the input is.
+    # mean does, and grows with the picture, which calibration sees at one size. Layer normalisation, and group
+    # normalisation since opset 21, are not here: their stash_type says float32 for the sums, whatever the input is.
     "InstanceNormalization": "sums", "MeanVarianceNormalization": "sums", "LpNormalization": "sums",
     "ReduceMean": "sums", "ReduceSum": "sums", "ReduceSumSquare": "sums", "ReduceL1": "sums", "ReduceL2": "sums",
     "ReduceLogSum": "sums", "ReduceLogSumExp": "sums", "ReduceProd": "sums", "CumSum": "sums",
@@ -120,6 +120,11 @@ class _Typing:
         """Whether the node is one to decide about: it has a float form and computes in it."""
         return node.op_type not in _SOURCES | _READERS and any(map(self.is_float, (*node.input, *node.output)))
 
+    def stashes(self, node: Any) -> bool:
+        """Whether the operator's definition says of what type its sums are."""
+        schema = self._schema(node)
+        return schema is not None and "stash_type" in schema.attributes
+
     def _schema(self, node: Any) -> Any:
         """The operator's schema, None when it is not one of ONNX's own."""
         import onnx
@@ -168,6 +173,8 @@ def _reasons(
             reasons[i] = "logits"
         elif node.op_type in _INSIDE:
             reasons[i] = _INSIDE[node.op_type]
+        elif node.op_type == "GroupNormalization" and not halves.stashes(node):
+            reasons[i] = "sums"
         elif bad_weights & set(inputs):
             reasons[i] = "weight"
     angles = [i for i, why in reasons.items() if why == "angles"]
