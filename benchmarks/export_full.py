@@ -1,6 +1,6 @@
-"""Wall time and memory of ``sdrt export`` on a full-size SD 1.5 checkpoint with random weights.
+"""Wall time and memory of ``sdrt export`` on a full-size checkpoint with random weights.
 
-    python benchmarks/export_full.py [--checkpoint DIR] [--keep DIR]
+    python benchmarks/export_full.py [--architecture sd1|sd2] [--checkpoint DIR] [--keep DIR]
 
 Memory is sampled from /proc every 20 ms for each process of the export: resident, and what of it is anonymous (the
 rest is mapped files, which the system can drop). The largest single process is what the table shows.
@@ -66,14 +66,16 @@ def _what(pid: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=("sd1", "sd2"), default="sd1")
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint in diffusers' layout; made when left out")
     parser.add_argument("--keep", type=Path, help="where the bundle goes; a temporary place when left out")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = args.checkpoint
         if checkpoint is None:
-            checkpoint = Path(scratch) / "sd15-random"
+            checkpoint = Path(scratch) / f"{args.architecture}-random"
             make = [sys.executable, "-m", "sdrt_export.testing", str(checkpoint), "--size", "full"]
+            make += ["--architecture", args.architecture]
             subprocess.run([*make, "--vocabulary", str(VOCABULARY)], check=True)
         out = args.keep or Path(scratch) / "bundle"
         started = time.perf_counter()

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
-from sdrt import strict_json
-from sdrt.errors import BundleError
+from sdrt import npz, strict_json
+from sdrt.errors import BundleError, quoted
 
 MANIFEST = "sdrt.json"
 FORMAT = "sdrt"
@@ -34,6 +33,10 @@ Dim = int | str
 divided by a number, rounded up (what a chain of stride-2 convolutions leaves)."""
 
 MAX_DIM = 2**24
+MAX_PATH = 1024
+"""Characters."""
+MAX_FILES = 10_000
+MAX_TEXT_ENCODERS = 16
 
 _SYMBOL = re.compile(r"([A-Z][A-Z0-9_]*)(?:/([1-9][0-9]{0,3}))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -123,22 +126,27 @@ def fits(profile: Profile, sizes: Mapping[str, int]) -> bool:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the bundle: path relative to the root with ``/``, size in bytes, sha256 in hex."""
+    """A file of the bundle: path relative to the root with ``/``, size in bytes, sha256 in hex.
+
+    ``sha256`` is None only where a manifest was inferred (``sdrt.foreign``), never in ``sdrt.json``.
+    """
 
     path: str
     bytes: int
-    sha256: str
+    sha256: str | None
 
     def __post_init__(self) -> None:
         check_relative(self.path)
         if self.bytes < 0:
             raise BundleError(f"file {self.path}: {self.bytes} bytes is negative")
-        if not _SHA256.fullmatch(self.sha256):
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
             raise BundleError(f"file {self.path}: sha256 is not 64 hex digits")
 
 
 def check_relative(path: str) -> None:
-    """BundleError unless ``path`` is relative, in POSIX spelling, and stays inside the root."""
+    """BundleError unless ``path`` is relative, in POSIX spelling, not too long, and stays inside the root."""
+    if len(path) > MAX_PATH:
+        raise BundleError(f"path {quoted(path)} has {len(path)} characters, at most {MAX_PATH}")
     pure = PurePosixPath(path)
     if (
         not pure.parts
@@ -211,19 +219,20 @@ class Component:
 
 @dataclass(frozen=True)
 class ClipSkip:
-    """What clip-skip needs: ``hidden_states.<i>`` (i = 0 … layers) and the final layer norm, which those outputs lack.
+    """What clip-skip needs: leaving out s layers takes the output ``hidden_states.<layers - s>``.
 
-    ``weight`` and ``bias`` (f32[hidden]) are arrays in the component's ``constants`` file.
+    Where the encoder's hidden state goes through a final layer norm (``epsilon`` is given), so does that output, which
+    lacks it: ``weight`` and ``bias`` (f32[hidden]) are arrays in the component's ``constants`` file.
     """
 
     layers: int
-    epsilon: float
+    epsilon: float | None = None
     hidden_states: str = "hidden_states"
     weight: str = "final_layer_norm.weight"
     bias: str = "final_layer_norm.bias"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.layers <= 1000 or not self.epsilon > 0:
+        if not 1 <= self.layers <= 1000 or not (self.epsilon is None or self.epsilon > 0):
             raise BundleError(f"layers {self.layers} and epsilon {self.epsilon} must be positive")
 
 
@@ -245,6 +254,8 @@ class TextEncoder:
         check_relative(self.tokenizer)
         if not 2 <= self.max_length <= 65536:
             raise BundleError(f"max_length is {self.max_length}, expected 2 (start and end) to 65536")
+        if not (self.bos_token and self.eos_token and self.pad_token):
+            raise BundleError("bos_token, eos_token and pad_token must not be empty")
 
     def outputs(self) -> list[str]:
         """Names of the component's outputs that are used."""
@@ -306,15 +317,22 @@ class Manifest:
     scheduler: str
     files: tuple[File, ...]
     provenance: Provenance
+    no_negative_prompt: Literal["empty", "zeros"] = "empty"
+    """What stands for the negative prompt when none is given: the encoded empty text, or zeros (not encoded)."""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_relative(self.scheduler)
+        if len(self.text_encoders) > MAX_TEXT_ENCODERS:
+            raise BundleError(f"has {len(self.text_encoders)} text encoders, at most {MAX_TEXT_ENCODERS}")
         for text in self.text_encoders:
             if text.component not in self.components:
                 raise BundleError(f"text_encoders names component {text.component!r}, which is not in the bundle")
-            if text.clip_skip is not None and self.components[text.component].constants is None:
-                raise BundleError(f"text_encoders gives {text.component!r} a clip_skip, but it has no constants file")
+            normed = text.clip_skip is not None and text.clip_skip.epsilon is not None
+            if normed and self.components[text.component].constants is None:
+                raise BundleError(
+                    f"text_encoders gives {text.component!r} a clip_skip with a norm, but it has no constants file"
+                )
             _check_output("text_encoders", text.outputs(), text.component, self.components[text.component])
             shapes = {spec.name: spec.shape for spec in self.components[text.component].outputs}
             if odd := [
@@ -330,9 +348,13 @@ class Manifest:
         if nothing := [name for name, sources in self.denoiser.inputs.items() if not sources]:
             raise BundleError(f"denoiser feeds {nothing[0]} from nothing")
         paths = [file.path for file in self.all_files()]
-        if len(set(paths)) != len(paths):
-            twice = next(path for path in paths if paths.count(path) > 1)
-            raise BundleError(f"file {twice} is listed twice")
+        if len(paths) > MAX_FILES:
+            raise BundleError(f"lists {len(paths)} files, at most {MAX_FILES}")
+        seen: set[str] = set()
+        for path in paths:
+            if path in seen:
+                raise BundleError(f"file {path} is listed twice")
+            seen.add(path)
         if MANIFEST in paths:
             raise BundleError(f"{MANIFEST} cannot list itself")
 
@@ -343,9 +365,13 @@ class Manifest:
             yield from (f for f in (component.config, component.reference, component.constants) if f is not None)
         yield from self.files
 
+    def unhashed(self) -> list[str]:
+        """Paths of the files whose hash is not known."""
+        return [file.path for file in (*self.all_files(), *self.provenance.source_files) if file.sha256 is None]
+
 
 def _check_output(who: str, names: list[str], component: str, spec: Component) -> None:
-    held = [output.name for output in spec.outputs]
+    held = dict.fromkeys(output.name for output in spec.outputs)
     if unknown := [name for name in names if name not in held]:
         raise BundleError(f"{who} takes output {unknown[0]!r}, but {component} gives {', '.join(held)}")
 
@@ -359,13 +385,7 @@ class Bundle:
 
     def path(self, relative: str) -> Path:
         """Absolute path of a file of the bundle; BundleError when it, or the link it is, leaves the root."""
-        check_relative(relative)
-        path = self.root / relative
-        home, real = self.root.resolve(), Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
-        blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
-        if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
-            raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
-        return path
+        return inside(self.root, relative)
 
     def component(self, name: str) -> Component:
         try:
@@ -378,10 +398,22 @@ class Bundle:
             ) from None
 
 
+def inside(root: Path, relative: str) -> Path:
+    """Absolute path of a file below ``root``; BundleError when it, or the link it is, leaves the root."""
+    check_relative(relative)
+    path = root / relative
+    home, real = root.resolve(), Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
+    blobs = home.parent.parent / "blobs"  # the Hub's cache: snapshots/<revision>/x -> ../../blobs/<hash>
+    if not (real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))):
+        raise BundleError(f"{path}: links to {real}, outside the bundle", "copy the file itself into the bundle")
+    return path
+
+
 def load(root: str | Path) -> Bundle:
     """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
 
-    Hashes are left to ``damaged``. Raises BundleError, which names the file and the key.
+    A directory without it that optimum wrote is read too (``sdrt.foreign``). Hashes are left to ``damaged``. Raises
+    BundleError, which names the file and the key.
     """
     root = Path(root)
     path = root / MANIFEST
@@ -390,6 +422,10 @@ def load(root: str | Path) -> Bundle:
         hint = f"a replacement was interrupted; the old bundle is {replaced}" if os.path.isdir(replaced) else ""
         problem = "is a file, expected a bundle's directory" if os.path.isfile(root) else "no such directory"
         raise BundleError(f"{root}: {problem}", hint or "sdrt export MODEL OUT makes a bundle")
+    if not os.path.lexists(path) and os.path.isfile(root / "model_index.json"):
+        from sdrt import foreign  # it is made of what this module defines
+
+        return foreign.load(root)
     if not path.is_file():
         raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", "sdrt export MODEL OUT makes one")
     bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
@@ -419,7 +455,11 @@ def parse(value: strict_json.Json, where: str) -> Manifest:
     if version != VERSION:
         fix = "pip install --upgrade sdrt" if version > VERSION else "make the bundle again with this sdrt"
         raise BundleError(f"{where}: has version {version}, this sdrt reads version {VERSION}", fix)
-    return strict_json.decode(Manifest, {k: v for k, v in value.items() if k not in ("format", "version")}, where)
+    rest = {k: v for k, v in value.items() if k not in ("format", "version")}
+    manifest = strict_json.decode(Manifest, rest, where)
+    if unhashed := manifest.unhashed():
+        raise BundleError(f"{where}: file {unhashed[0]}: sha256 must be 64 hex digits, got null")
+    return manifest
 
 
 def dumps(manifest: Manifest) -> str:
@@ -430,6 +470,8 @@ def dumps(manifest: Manifest) -> str:
 
 def save(root: Path, manifest: Manifest) -> Bundle:
     """Write ``sdrt.json`` into a directory under construction: it comes last and makes the directory a bundle."""
+    if unhashed := manifest.unhashed():
+        raise BundleError(f"{root}: the hash of {unhashed[0]} is not known, so {MANIFEST} cannot be written")
     (root / MANIFEST).write_text(dumps(manifest), encoding="utf-8")
     return Bundle(root, manifest)
 
@@ -451,12 +493,12 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> st
 
 
 def damaged(bundle: Bundle, progress: Callable[[int], object] = lambda _: None) -> list[str]:
-    """Paths of the files whose sha256 is not the recorded one."""
+    """Paths of the files whose sha256 is not the recorded one; where none is recorded, nothing can be told."""
     return [
         file.path
         for file in bundle.manifest.all_files()
-        if sha256(bundle.path(file.path), progress) != file.sha256
-    ]  # fmt: skip
+        if file.sha256 is not None and sha256(bundle.path(file.path), progress) != file.sha256
+    ]
 
 
 def with_parity(component: Component, parity: Iterable[Parity]) -> Component:
@@ -465,12 +507,10 @@ def with_parity(component: Component, parity: Iterable[Parity]) -> Component:
 
 
 def read_arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
-    """All arrays of an ``.npz`` file of the bundle, without pickle. BundleError when it is damaged."""
+    """All arrays of an ``.npz`` file of the bundle. BundleError when it is damaged, or beyond ``sdrt.npz``'s limits."""
     try:
-        # np.load would take a single array for a good file, and leaves the file open when it is damaged.
-        with bundle.path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return npz.read(bundle.path(path))
     except BundleError:
         raise
-    except Exception as error:  # zipfile, zlib, lzma and numpy raise a dozen unrelated ones
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated ones
         raise BundleError(f"{bundle.root / path}: cannot be read: {error}", f"sdrt verify {bundle.root}") from None

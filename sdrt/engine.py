@@ -206,7 +206,10 @@ def open_session(
     for spec in (*component.inputs, *component.outputs):
         if spec.dtype not in NUMPY_DTYPES:
             raise BundleError(f"{name}: {spec.name} is {spec.dtype}, which numpy does not have")
-    return CheckedSession(bundle, name, module.open(bundle, name, device, options or OpenOptions()))
+    session = module.open(bundle, name, device, options or OpenOptions())
+    if any(spec.dtype == "f16" for spec in (*component.inputs, *component.outputs)):
+        session = WidenedSession(session)
+    return CheckedSession(bundle, name, session)
 
 
 def check_profiles(name: str, component: Component, sizes: Mapping[str, int]) -> None:
@@ -229,6 +232,37 @@ def unknown_device(engine: str, device: str, devices: Sequence[Device]) -> Devic
     return DeviceError(
         f"{engine} has no device {device!r} here; it has {held}", "sdrt doctor lists engines and devices"
     )
+
+
+class WidenedSession:
+    """A network that takes and gives float16, as one of float32: everything above this border computes in float32."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._half = {spec.name for spec in session.spec.inputs if spec.dtype == "f16"}
+        self.spec = dataclasses.replace(
+            session.spec,
+            inputs=tuple(map(_widened, session.spec.inputs)),
+            outputs=tuple(map(_widened, session.spec.outputs)),
+        )
+
+    def bind(self, **constants: Array) -> None:
+        self._session.bind(**self._rounded(constants))
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        outputs = self._session.run(**self._rounded(inputs))
+        return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in outputs.items()}
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _rounded(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with np.errstate(over="ignore"):  # infinity then, which the checks for finite outputs find
+            return {name: a.astype(np.float16) if name in self._half else a for name, a in inputs.items()}
+
+
+def _widened(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, dtype="f32") if spec.dtype == "f16" else spec
 
 
 class CheckedSession:

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+MAX_MESSAGE = 1500
+"""Characters. A message quotes what it got, and that may be megabytes of a damaged file; a person reads it."""
+
+
+def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """The text, without its middle when it is longer: what is wrong stands first, what was expected often last."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-(most // 3) :]}"
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """``repr`` for a message: short, and of any value; that of an integer beyond Python's limit on digits raises."""
+    try:
+        return shortened(repr(value), most)
+    except ValueError:
+        return f"a value of type {type(value).__name__} that is too long to show"
+
 
 class SdrtError(Exception):
     """Base of all errors raised on purpose.
@@ -12,6 +28,7 @@ class SdrtError(Exception):
     """
 
     def __init__(self, message: str, fix: str = "") -> None:
+        message = shortened(message)
         super().__init__(message)
         self.message = message
         self.fix = fix

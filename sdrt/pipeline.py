@@ -1,4 +1,4 @@
-"""Text → picture: encode, denoise, decode. The loop is visible here, and only here."""
+"""Text, or text and a picture → picture: encode, denoise, decode. The loop is visible here, and only here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] 
 """As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …}) → None, or a dict whose ``latents``
 replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
 
-SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled")
+SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled", "time_ids")
 """What this version can feed a denoiser with."""
 
 
@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. ``steps`` holds one entry a network call."""
+    """Seconds. ``encode`` is for text and picture; ``steps`` holds one entry a network call."""
 
     encode: float
     steps: tuple[float, ...]
@@ -73,7 +73,8 @@ class _Run:
     """What one generation holds.
 
     size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). tokens: token ids by text encoder, by
-    text (the negative prompts first). encode_seconds and steps (seconds, one a network call) are filled on the way.
+    text (the negative prompts first; none for them where they are ``zeros``). encode_seconds and steps (seconds, one a
+    network call) are filled on the way.
     """
 
     request: GenerationRequest
@@ -82,6 +83,7 @@ class _Run:
     shape: tuple[int, int, int]
     config: dict[str, Any]
     tokens: list[list[list[int]]]
+    zeros: bool = False
     encode_seconds: float = 0.0
     steps: list[float] = field(default_factory=list)
 
@@ -93,9 +95,13 @@ class Pipeline:
         pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
     """
 
-    def __init__(self, bundle: Bundle, sessions: dict[str, Session]) -> None:
+    def __init__(
+        self, bundle: Bundle, sessions: dict[str, Session], opener: Callable[[str], Session] | None = None
+    ) -> None:
+        """``opener`` loads, by name, a component that only some tasks need, when the first of them comes."""
         self.bundle = bundle
         self.sessions = sessions
+        self._opener = opener
         facts = bundle.manifest
         self._text = TextConditioner(bundle, sessions)
         self.scheduler_config: dict[str, Any] = schedulers.read_config(bundle.path(facts.scheduler))
@@ -131,10 +137,14 @@ class Pipeline:
         started = time.perf_counter()
         sessions: dict[str, Session] = {}
         opening = OpenOptions(threads=threads, extra=dict(options or {}))
+
+        def opener(name: str) -> Session:
+            return open_session(bundle, name, engine=engine, device=device, options=opening)
+
         try:
             for name in (*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"):
-                sessions[name] = open_session(bundle, name, engine=engine, device=device, options=opening)
-            pipeline = cls(bundle, sessions)
+                sessions[name] = opener(name)
+            pipeline = cls(bundle, sessions, opener)
         except BaseException:
             for session in sessions.values():
                 session.close()
@@ -234,17 +244,29 @@ class Pipeline:
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
         schedulers.make(config, request.num_inference_steps)
+        self._check_time_ids(request)
         self._check_profiles(request, size)
         # The negative prompts first, as in diffusers; none without guidance.
-        texts = {"negative_prompt": request.negative_prompts if request.guided else (), "prompt": request.prompts}
+        zeros = request.negative_prompt is None and self.bundle.manifest.no_negative_prompt == "zeros"
+        negative = request.negative_prompts if request.guided and not zeros else ()
+        texts = {"negative_prompt": negative, "prompt": request.prompts}
         tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
-        return _Run(request, request.seeds(secrets.randbits(32)), size, shape, config, tokens)
+        return _Run(request, request.seeds(secrets.randbits(32)), size, shape, config, tokens, zeros)
+
+    def _check_time_ids(self, request: GenerationRequest) -> None:
+        """InputError for sizes that the network is not told."""
+        if not any("time_ids" in sources for sources in self.bundle.manifest.denoiser.inputs.values()):
+            for name, default in (("original_size", None), ("crops_coords_top_left", (0, 0)), ("target_size", None)):
+                if getattr(request, name) != default:
+                    raise InputError(f"{name} is given, but this model takes no sizes", "leave it out")
 
     def _check_profiles(self, request: GenerationRequest, size: tuple[int, int]) -> None:
         """InputError now, not after minutes of steps, for a size or batch that a component was not built for."""
         facts, pictures = self.bundle.manifest, len(request.prompts)
         sizes = {"B": pictures * (2 if request.guided else 1), "H": size[1], "W": size[0]}
         check_profiles(facts.denoiser.component, facts.components[facts.denoiser.component], sizes)
+        if request.pictures:  # encoded one by one
+            check_profiles("vae_encoder", self.bundle.component("vae_encoder"), sizes | {"B": 1})
         if request.output_type != "latent":
             check_profiles("vae_decoder", facts.components["vae_decoder"], sizes | {"B": pictures})
 
@@ -268,26 +290,36 @@ class Pipeline:
         request, facts = run.request, self.bundle.manifest.denoiser
         started = time.perf_counter()
         unet = self.sessions[facts.component]
+        pictures = len(request.prompts)
         # The negative prompt goes through the text encoder's full depth, as in diffusers.
-        skips = [0] * len(request.prompts) * request.guided + [request.clip_skip] * len(request.prompts)
+        skips = [0] * pictures * (request.guided and not run.zeros) + [request.clip_skip] * pictures
         sources: dict[str, Any] = dict(self._text.encode(run.tokens, skips))
+        if request.guided and run.zeros:
+            sources = {name: np.concatenate([np.zeros_like(array), array]) for name, array in sources.items()}
+        sources["time_ids"] = np.tile(_time_ids(request, run.size), (pictures * (1 + request.guided), 1))
         constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
         unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
         changing = {name: s for name, s in facts.inputs.items() if name not in constant}
         clock = next((spec for spec in unet.spec.inputs if facts.inputs[spec.name] == ("timestep",)), None)
-        run.encode_seconds = time.perf_counter() - started
 
         scheduler = schedulers.make(run.config, request.num_inference_steps)
         generators = [TorchGenerator(seed) for seed in run.seeds]
-        noise = request.latents if request.latents is not None else initial_latents(generators, run.shape)
-        latents = noise * np.float32(scheduler.init_sigma)
+        begin = request.begin()
+        if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
+            x0 = self._encode(request, run.size, generators)
+            latents = scheduler.add_noise(x0, initial_latents(generators, run.shape), begin)
+        else:
+            noise = request.latents if request.latents is not None else initial_latents(generators, run.shape)
+            latents = noise * np.float32(scheduler.init_sigma)
         scale = np.float32(request.guidance_scale)
+        total = len(scheduler.timesteps) - begin
         step: Step | None = None
+        run.encode_seconds = time.perf_counter() - started
 
-        for i, timestep in enumerate(scheduler.timesteps):
+        for i, timestep in enumerate(scheduler.timesteps[begin:], begin):
             started = time.perf_counter()
             if self._cancelled.is_set():
-                raise Cancelled(f"cancelled before step {i + 1} of {len(scheduler.timesteps)}", step=step)
+                raise Cancelled(f"cancelled before step {i - begin + 1} of {total}", step=step)
             scaled = scheduler.scale(latents, i)
             sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
             sources["timestep"] = _timestep(float(timestep), clock, len(sources["latents"]))
@@ -295,15 +327,38 @@ class Pipeline:
             if request.guided:
                 negative, positive = np.split(pred, 2)
                 pred = negative + scale * (positive - negative)
-            _check_finite(pred, facts.component, f"step {i + 1} of {len(scheduler.timesteps)} (timestep {timestep:g})")
+            _check_finite(pred, facts.component, f"step {i - begin + 1} of {total} (timestep {timestep:g})")
             latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
             run.steps.append(time.perf_counter() - started)
             # Copies: what the caller does with them is not the solver's history.
-            step = Step(i, len(scheduler.timesteps), float(timestep), latents.copy(), x0.copy(), run.steps[-1])
+            step = Step(i - begin, total, float(timestep), latents.copy(), x0.copy(), run.steps[-1])
             if callback is not None:
                 step = self._called_back(callback, step)
                 latents = step.latents
             yield step
+
+    def _encode(self, request: GenerationRequest, size: tuple[int, int], generators: Sequence[TorchGenerator]) -> Array:
+        """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
+        if "vae_encoder" not in self.sessions:
+            if self._opener is None:
+                raise InputError("this pipeline was made without a vae_encoder session", "Pipeline.from_pretrained")
+            self.sessions["vae_encoder"] = self._opener("vae_encoder")
+        session, space = self.sessions["vae_encoder"], self.bundle.manifest.latents
+        moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
+        latents = []
+        for picture, generator in zip(request.pictures, generators, strict=True):
+            if id(picture) not in moments:
+                sample = image.to_sample(picture, size)
+                encoded = session.run(**{session.spec.inputs[0].name: sample})[session.spec.outputs[0].name]
+                _check_finite(encoded, "vae_encoder", "the picture's latents")
+                moments[id(picture)] = encoded
+            mean, log_variance = np.split(moments[id(picture)], 2, axis=1)
+            z = mean
+            if request.sample_mode == "sample":
+                deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30.0, 20.0))
+                z = mean + deviation * generator.randn(mean.shape)
+            latents.append((z - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
+        return np.concatenate(latents)
 
     def _called_back(self, callback: Callback, step: Step) -> Step:
         try:
@@ -347,6 +402,13 @@ def _check_sources(bundle: Bundle) -> None:
     pictures = bundle.component("vae_decoder").outputs[0]
     if len(pictures.shape) != 4 or pictures.shape[1] != 3:
         raise BundleError(f"vae_decoder: output {pictures} is no RGB picture", again)
+
+
+def _time_ids(request: GenerationRequest, size: tuple[int, int]) -> Array:
+    """f32[1,6]: original size, crop's top left corner, target size, each height before width, in pixels."""
+    made = (size[1], size[0])
+    sizes = (request.original_size or made, request.crops_coords_top_left, request.target_size or made)
+    return np.array([[value for pair in sizes for value in pair]], np.float32)
 
 
 def _timestep(timestep: float, spec: TensorSpec | None, batch: int) -> Array:

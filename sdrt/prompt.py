@@ -32,7 +32,7 @@ class PromptEncoder:
         self.tokenizer = ClipTokenizer.load(bundle.path(spec.tokenizer), special)
         self._constants: dict[str, NDArray[np.float32]] = {}
         constants = session.spec.constants
-        if spec.clip_skip is not None and constants is not None:
+        if spec.clip_skip is not None and spec.clip_skip.epsilon is not None and constants is not None:
             self._constants = read_arrays(bundle, constants.path)
             if lacking := {spec.clip_skip.weight, spec.clip_skip.bias} - set(self._constants):
                 raise BundleError(f"{constants.path}: has no array {min(lacking)!r}", f"sdrt verify {bundle.root}")
@@ -106,10 +106,12 @@ class PromptEncoder:
             raise InputError(f"clip_skip is {skip}, {self.spec.component} has {self.spec.clip_skip.layers} layers")
 
     def _skipped(self, outputs: dict[str, NDArray[Any]], row: int, skip: int) -> NDArray[Any]:
-        """The hidden state before the last ``skip`` layers, through the final layer norm, as in diffusers."""
+        """The hidden state before the last ``skip`` layers, as in diffusers: normed where the last one is."""
         facts = self.spec.clip_skip
         assert facts is not None, "check_clip_skip has been asked"
-        x = outputs[f"{facts.hidden_states}.{facts.layers - skip}"][row]
+        x: NDArray[Any] = outputs[f"{facts.hidden_states}.{facts.layers - skip}"][row]
+        if facts.epsilon is None:
+            return x
         mean = x.mean(-1, keepdims=True)
         variance = np.square(x - mean).mean(-1, keepdims=True)
         weight, bias = self._constants[facts.weight], self._constants[facts.bias]

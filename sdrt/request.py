@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from sdrt import image
 from sdrt.errors import InputError
+from sdrt.image_file import MAX_SIDE
 from sdrt.noise import MAX_SEED
 
+logger = logging.getLogger("sdrt")
+
 OutputType = Literal["pil", "np", "latent"]
+SampleMode = Literal["sample", "argmax"]
+InitImage = str | Path | Image.Image | NDArray[Any]
 
 MAX_PROMPT = 20_000
 """Characters. Far beyond what any text encoder takes; a guard against a file passed as a prompt."""
-MAX_SIDE = 16_384
 MAX_PICTURES = 1024
 MAX_GUIDANCE = 10_000
+MAX_GROWTH = 4
+"""How many times the model's own number of pixels a picture may have before its size must be asked for."""
 
 
 class Arguments(TypedDict, total=False):
@@ -36,6 +47,12 @@ class Arguments(TypedDict, total=False):
     clip_skip: int
     truncate: bool
     output_type: OutputType
+    image: InitImage | Sequence[InitImage] | None
+    strength: float
+    sample_mode: SampleMode
+    original_size: tuple[int, int] | None
+    crops_coords_top_left: tuple[int, int]
+    target_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,15 @@ class GenerationRequest:
     how many of the text encoder's last layers to leave out for the prompt (for the negative prompt none, as in
     diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it. output_type: "pil",
     "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+
+    image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
+    one a prompt. Without width and height the picture's own size counts, rounded down to what the model can; with one
+    of them the other follows the picture's shape. strength in (0, 1]: the part of the steps that is run on it; 1 keeps
+    almost nothing. sample_mode: "sample" draws the picture's latents from the encoder's distribution, as diffusers
+    does; "argmax" takes its mean.
+
+    original_size, crops_coords_top_left, target_size: (height, width) or (top, left) in pixels, for models that are
+    told them (SDXL); None for the picture's own size.
 
     Raises InputError for a value out of range.
     """
@@ -66,9 +92,17 @@ class GenerationRequest:
     clip_skip: int = 0
     truncate: bool = False
     output_type: OutputType = "pil"
+    image: InitImage | Sequence[InitImage] | None = field(default=None, compare=False)
+    strength: float = 0.8
+    sample_mode: SampleMode = "sample"
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
     prompts: tuple[str, ...] = field(init=False)
     """One a picture."""
     negative_prompts: tuple[str, ...] = field(init=False)
+    pictures: tuple[Image.Image, ...] = field(init=False, compare=False)
+    """RGB, one a picture to make; none for text to image."""
 
     def __post_init__(self) -> None:
         prompts = _texts("prompt", self.prompt)
@@ -107,6 +141,8 @@ class GenerationRequest:
         repeat = self.num_images_per_prompt
         object.__setattr__(self, "prompts", tuple(p for p in prompts for _ in range(repeat)))
         object.__setattr__(self, "negative_prompts", tuple(p for p in negative for _ in range(repeat)))
+        self._check_sizes()
+        object.__setattr__(self, "pictures", tuple(p for p in self._read(len(prompts)) for _ in range(repeat)))
 
     @classmethod
     def make(cls, prompt: str | Sequence[str], **arguments: Unpack[Arguments]) -> GenerationRequest:
@@ -121,8 +157,51 @@ class GenerationRequest:
         """Whether each step runs the network for the negative prompt too."""
         return self.guidance_scale > 1
 
+    def _check_sizes(self) -> None:
+        for name, least in (("original_size", 1), ("crops_coords_top_left", 0), ("target_size", 1)):
+            value = getattr(self, name)
+            if value is None and name != "crops_coords_top_left":
+                continue
+            pair = tuple(map(_integer, value)) if isinstance(value, (tuple, list)) else ()
+            if len(pair) != 2 or not all(type(v) is int and least <= v <= MAX_SIDE for v in pair):
+                raise InputError(f"{name} is {value!r}, expected two integers of {least} to {MAX_SIDE}")
+            object.__setattr__(self, name, pair)
+
+    def _read(self, prompts: int) -> list[Image.Image]:
+        """The initial pictures, one a prompt."""
+        strength = self.strength
+        number = isinstance(strength, (int, float, np.integer, np.floating)) and not isinstance(strength, bool)
+        if not number or not 0 < strength <= 1:
+            raise InputError(f"strength is {strength!r}, expected a number above 0, at most 1")
+        if self.sample_mode not in ("sample", "argmax"):
+            raise InputError(f"sample_mode is {self.sample_mode!r}, expected 'sample' or 'argmax'")
+        if self.image is None:
+            return []
+        if self.latents is not None:
+            raise InputError("image and latents are both given", "give one: latents are where text to image starts")
+        if int(self.num_inference_steps * strength) < 1:
+            raise InputError(
+                f"strength {strength:g} of {self.num_inference_steps} steps leaves no step to run",
+                f"give strength of at least {1 / self.num_inference_steps:.3g}, or more steps",
+            )
+        several: list[Any] = list(self.image) if isinstance(self.image, (list, tuple)) else [self.image]
+        if len(several) not in (1, prompts):
+            raise InputError(f"image has {len(several)} pictures for {prompts} prompts", "give one, or as many")
+        read = [image.rgb(picture) for picture in several]
+        if len({picture.size for picture in read}) > 1:
+            sizes = ", ".join(f"{w}x{h}" for w, h in dict.fromkeys(picture.size for picture in read))
+            raise InputError(f"the pictures of one batch have several sizes: {sizes}", "give them one by one")
+        return read * prompts if len(read) == 1 else read
+
+    def begin(self) -> int:
+        """How many of the first steps are left out: 0 for text to image; as diffusers' ``get_timesteps``."""
+        steps = self.num_inference_steps
+        return steps - min(int(steps * self.strength), steps) if self.pictures else 0
+
     def size(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
         """(width, height) in pixels. InputError unless both are multiples of ``multiple``."""
+        if self.pictures:
+            return self._fitted(default, multiple)
         width = default[0] if self.width is None else self.width
         height = default[1] if self.height is None else self.height
         if width % multiple or height % multiple:
@@ -130,6 +209,34 @@ class GenerationRequest:
             raise InputError(
                 f"{width}x{height} pixels: both sides must be multiples of {multiple}", f"try {near[0]}x{near[1]}"
             )
+        return width, height
+
+    def _fitted(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
+        """The size to make from a picture, with a message in the log when it is not the picture's own."""
+        own = self.pictures[0].size
+        if self.width is None and self.height is None:
+            if own[0] * own[1] > MAX_GROWTH * default[0] * default[1]:
+                shrink = math.sqrt(default[0] * default[1] / (own[0] * own[1]))
+                near = [max(multiple, round(side * shrink / multiple) * multiple) for side in own]
+                raise InputError(
+                    f"the picture is {own[0]}x{own[1]}, the model's own size {default[0]}x{default[1]}",
+                    f"say which size to make: width {near[0]}, height {near[1]}",
+                )
+            width, height = (side // multiple * multiple for side in own)
+        else:
+            width, height = self.width, self.height  # type: ignore[assignment]
+            if self.width is None:
+                width = max(multiple, round(own[0] * height / own[1] / multiple) * multiple)
+            elif self.height is None:
+                height = max(multiple, round(own[1] * width / own[0] / multiple) * multiple)
+        if width < 1 or height < 1 or width % multiple or height % multiple or max(width, height) > MAX_SIDE:
+            raise InputError(
+                f"the picture is {own[0]}x{own[1]}, to be made as {width}x{height}: both sides must be multiples of"
+                f" {multiple}, at least {multiple} and at most {MAX_SIDE}",
+                "give width and height",
+            )
+        if (width, height) != own:
+            logger.warning("the picture is resized from %dx%d to %dx%d", *own, width, height)
         return width, height
 
     def seeds(self, drawn: int) -> list[int]:

@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import stat
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdrt.errors import BundleError
+from sdrt.errors import BundleError, quoted, shortened
 
 T = TypeVar("T")
 
@@ -28,8 +30,10 @@ def read(path: Path) -> Json:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A small file's content; BundleError when it cannot be read or is larger than 16 MiB."""
+    """A small file's content; BundleError when it cannot be read, is no file, or is larger than 16 MiB."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
+            raise BundleError(f"{path}: cannot be read: it is not a file")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -84,7 +88,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands twice in one object")
+        raise ValueError(f"key {quoted(twice)} stands twice in one object")
     return result
 
 
@@ -127,14 +131,22 @@ _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """A dataclass's fields with their types, and the names of those without a default."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    required = [field.name for field in fields if _default(field) is dataclasses.MISSING]
+    return {field.name: hints[field.name] for field in fields}, required
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def _short(key: str) -> str:
+    """A key as a path to its content shows it: each value below it would copy a key of megabytes."""
+    return shortened(key, 60)
 
 
 def _wrong(where: str, expected: str, value: Json) -> BundleError:
@@ -166,7 +178,7 @@ def _decode(kind: Any, value: Json, where: str) -> Any:
     if origin is Mapping or origin is dict:
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _decode(args[1], item, f"{where}.{_short(key)}") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -189,14 +201,13 @@ def _decode_union(args: tuple[Any, ...], value: Json, where: str) -> Any:
 def _decode_object(kind: type, value: Json, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, "an object", value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - set(fields)):
-        known = ", ".join(fields)
-        raise BundleError(f"{where}: unknown key {unknown[0]!r}; known keys: {known}")
-    for name, field in fields.items():
-        if name not in value and _default(field) is dataclasses.MISSING:
+    hints, required = _fields(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
+        known = ", ".join(hints)
+        raise BundleError(f"{where}: unknown key {quoted(unknown[0])}; known keys: {known}")
+    for name in required:
+        if name not in value:
             raise BundleError(f"{where}: missing key {name!r}")
-    hints = _hints(kind)
     made = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     try:
         return kind(**made)

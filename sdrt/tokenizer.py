@@ -18,6 +18,9 @@ from pathlib import Path
 from sdrt import strict_json
 from sdrt.errors import BundleError
 
+MAX_REMEMBERED = 64
+"""Letters of a word whose tokens are kept."""
+
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 _WHITE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
@@ -40,6 +43,27 @@ def _byte_symbols() -> list[str]:
 _BYTE_SYMBOLS = _byte_symbols()
 
 
+def special_tokens(folder: Path) -> tuple[str, str, str]:
+    """bos_token, eos_token and pad_token as a tokenizer's own files name them; CLIP's where they are silent.
+
+    As in transformers, ``special_tokens_map.json`` counts where ``tokenizer_config.json`` has no
+    ``added_tokens_decoder``: SD 2.x pads with "!", which in older folders only the map says. BundleError for a damaged
+    file.
+    """
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (folder / file).is_file():
+            continue
+        named = strict_json.read(folder / file)
+        if not isinstance(named, dict):
+            raise BundleError(f"{folder / file}: expected an object")
+        contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+        tokens |= {name: value for name in tokens if isinstance(value := contents.get(name), str)}
+        if "added_tokens_decoder" in named:
+            break
+    return tokens["bos_token"], tokens["eos_token"], tokens["pad_token"]
+
+
 class ClipTokenizer:
     """Text → token ids, without start, end or padding (``sdrt.prompt`` adds those)."""
 
@@ -48,7 +72,7 @@ class ClipTokenizer:
         self._ids = vocabulary
         self._ranks = ranks
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        self._word_ids = lru_cache(maxsize=4096)(self._merge)
+        self._known_word = lru_cache(maxsize=4096)(self._merge)
 
     @classmethod
     def load(cls, folder: Path, special: tuple[str, ...]) -> ClipTokenizer:
@@ -71,7 +95,8 @@ class ClipTokenizer:
                 ids.append(self._ids[part])
             else:
                 for word in _words(_normalize(part)):
-                    ids.extend(self._word_ids(word))
+                    # A prompt may be one word of 20,000 letters; thousands of those are not to be remembered.
+                    ids.extend(self._known_word(word) if len(word) <= MAX_REMEMBERED else self._merge(word))
         return ids
 
     def _merge(self, word: str) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -51,28 +53,51 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(kept)
 
 
+@dataclass(frozen=True)
+class Model:
+    """A tiny checkpoint in diffusers' layout, and its ONNX bundle made by ``sdrt export``. Read only."""
+
+    checkpoint: Path
+    bundle: Path
+
+
 @pytest.fixture(scope="session")
-def checkpoint(_store: Path) -> Path:
+def models(_store: Path, cli: Cli) -> Callable[[str], Model]:
+    """``models("sdxl")`` makes, once, a model of that name: ``tiny-sd`` (1.x), ``sd2``, ``sd2-v`` or ``sdxl``."""
+
+    def make(name: str) -> Model:
+        from sdrt_export import testing
+
+        options: dict[str, Any] = {
+            "tiny-sd": {},
+            "sd2": {"architecture": "sd2"},
+            "sd2-v": {"architecture": "sd2", "scheduler": testing.SD2V_SCHEDULER},
+            "sdxl": {"architecture": "sdxl"},
+        }[name]
+        model = Model(_store / name, _store / ("bundle" if name == "tiny-sd" else f"{name}-bundle"))
+        if not model.checkpoint.is_dir():
+            making = _store / f"{name}-making"
+            shutil.rmtree(making, ignore_errors=True)
+            testing.make_checkpoint(making, VOCABULARY, **options)
+            making.rename(model.checkpoint)
+        if not model.bundle.is_dir():
+            done = cli("export", model.checkpoint, model.bundle)
+            assert done.returncode == 0, done.stderr
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(models: Callable[[str], Model]) -> Path:
     """A tiny SD 1.x checkpoint in diffusers' layout. Read only."""
-    path = _store / "tiny-sd"
-    if not path.is_dir():
-        from sdrt_export.testing import make_checkpoint
-
-        making = path.with_name("making")
-        shutil.rmtree(making, ignore_errors=True)
-        make_checkpoint(making, VOCABULARY)
-        making.rename(path)
-    return path
+    return models("tiny-sd").checkpoint
 
 
 @pytest.fixture(scope="session")
-def bundle(_store: Path, checkpoint: Path, cli: Cli) -> Path:
+def bundle(models: Callable[[str], Model]) -> Path:
     """The checkpoint's ONNX bundle, made by ``sdrt export``. Read only."""
-    path = _store / "bundle"
-    if not path.is_dir():
-        done = cli("export", checkpoint, path)
-        assert done.returncode == 0, done.stderr
-    return path
+    return models("tiny-sd").bundle
 
 
 @pytest.fixture(scope="session")

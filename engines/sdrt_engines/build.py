@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zlib
@@ -13,11 +14,12 @@ from typing import Any, get_args
 import numpy as np
 
 from sdrt import bundle as bundles
-from sdrt import by_component
-from sdrt.bundle import Bundle, Component, Precision, TensorSpec, solve, split_dim
-from sdrt.engine import ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
+from sdrt import by_component, strict_json
+from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
+from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
 from sdrt.errors import BuildError, InputError
-from sdrt.request import MAX_SIDE
+from sdrt.foreign import INDEX
+from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
 from sdrt_engines.calibration import PROMPTS, RANGES, SCALES, Recorder
@@ -37,7 +39,7 @@ def build(
     """
     options = options or BuildOptions()
     source, out = os.path.abspath(source), os.path.abspath(out)
-    origin = bundles.load(source)
+    origin = _hashed(bundles.load(source))
     module = find_engine(engine)
     module.devices()  # an engine that is not usable here says so before anything is written
     _check(origin, options)
@@ -57,16 +59,33 @@ def build(
                 return recorder.samples(name, lambda what, fraction: told(what, 0.5 * fraction))
 
             own = replace(options, precision=precisions[name], samples=samples, report=told)
-            artifact = module.build(origin, name, staging, own)
-            for file in (component.config, component.reference, component.constants):
-                if file is not None:
-                    _copy(origin, file.path, staging)
+            component = replace(
+                component,
+                artifact=module.build(origin, name, staging, own),
+                config=component.config and _copy(origin, component.config, staging),
+                reference=component.reference and _copy(origin, component.reference, staging),
+                constants=component.constants and _copy(origin, component.constants, staging),
+            )
             report(name, "check", (done + 0.7) / len(names))
-            components[name] = _measured(origin, staging, name, replace(component, artifact=artifact))
-        for file in origin.manifest.files:
-            _copy(origin, file.path, staging)
-        bundles.save(staging, replace(origin.manifest, components=components))
+            components[name] = _measured(origin, staging, name, component)
+        files = tuple(_copy(origin, file, staging) for file in origin.manifest.files)
+        bundles.save(staging, replace(origin.manifest, components=components, files=files))
     return bundles.load(out)
+
+
+def _hashed(origin: Bundle) -> Bundle:
+    """The bundle with its artifacts' hashes where its manifest was inferred: the new one is built from them."""
+    facts = origin.manifest
+    if not facts.unhashed():
+        return origin
+
+    def hashed(artifact: Artifact) -> Artifact:
+        return replace(artifact, files=tuple(bundles.record(origin.root, file.path) for file in artifact.files))
+
+    components = {name: replace(c, artifact=hashed(c.artifact)) for name, c in facts.components.items()}
+    sources = tuple(file for component in components.values() for file in component.artifact.files)
+    provenance = replace(facts.provenance, source_files=sources)
+    return Bundle(origin.root, replace(facts, components=components, provenance=provenance))
 
 
 def _check(origin: Bundle, options: BuildOptions) -> None:
@@ -75,6 +94,11 @@ def _check(origin: Bundle, options: BuildOptions) -> None:
             raise BuildError(
                 f"{origin.root}: {name} is built for {component.artifact.engine} already; build starts from ONNX",
                 "give the bundle that sdrt export wrote",
+            )
+        if component.artifact.precision != "fp32":
+            raise BuildError(
+                f"{origin.root}: {name} is in {component.artifact.precision}; build starts from float32",
+                "sdrt generate -m runs it as it is; to build, export the checkpoint in float32",
             )
     multiple = origin.manifest.latents.downscale
     for width, height in options.shapes:
@@ -111,24 +135,34 @@ def _recorder(origin: Bundle, options: BuildOptions, precisions: set[Precision])
     return Recorder(origin, effort, options.prompts or PROMPTS, options.shapes[0] if options.shapes else None)
 
 
-def _copy(origin: Bundle, relative: str, staging: Path) -> None:
-    target = staging / relative
+def _copy(origin: Bundle, file: File, staging: Path) -> File:
+    """Copy one file; what another exporter wrote is recorded, and loses the names of its machine's folders."""
+    source, target = origin.path(file.path), staging / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(origin.path(relative), target)
+    if file.sha256 is not None:
+        shutil.copyfile(source, target)
+        return file
+    config = strict_json.read(source) if target.name in ("config.json", INDEX) else None
+    if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+        target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(source, target)
+    return bundles.record(staging, file.path)
 
 
 def _measured(origin: Bundle, staging: Path, name: str, component: Component) -> Component:
     """The component with its parity figures; BuildError when it does not compute the same.
 
-    Where the profiles admit no reference case (``--shape 512x512``), cases of the profiles' own sizes are made: random
-    inputs, and what ONNX Runtime computes in float32 from the ONNX bundle. They take the place of the others.
+    Where the profiles admit no reference case (``--shape 512x512``), or another exporter wrote the ONNX bundle, which
+    then has none, cases are made: random inputs, and what ONNX Runtime computes in float32 from the ONNX bundle. They
+    take the place of the others.
     """
-    if component.reference is None or component.artifact.engine == "null":
+    if component.artifact.engine == "null":
         return component
-    if not any(True for _ in admitted(origin, name, component.artifact.profiles)):
-        arrays = _own_cases(origin, name, component)
-        np.savez(staging / component.reference.path, **arrays)
-        component = replace(component, reference=bundles.record(staging, component.reference.path))
+    if component.reference is None or not any(True for _ in admitted(origin, name, component.artifact.profiles)):
+        path = component.reference.path if component.reference is not None else f"{name}/reference.npz"
+        np.savez(staging / path, **_own_cases(origin, name, component))
+        component = replace(component, reference=bundles.record(staging, path))
     built = Bundle(staging, replace(origin.manifest, components={name: component}, text_encoders=()))
     session = open_session(built, name, options=OpenOptions())
     try:
@@ -147,12 +181,15 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
 
 def _own_cases(origin: Bundle, name: str, component: Component) -> dict[str, Any]:
     """Reference arrays at each profile's ``opt``; symbols that a profile leaves free are as in the first known case."""
-    known = next(iter(reference_cases(origin, name).values()))[0]
-    free = solve(component.inputs, {tensor: array.shape for tensor, array in known.items()})
+    if component.reference is None:
+        known, free = _made_up(origin, name, component)
+    else:
+        known = next(iter(reference_cases(origin, name).values()))[0]
+        free = solve(component.inputs, {tensor: array.shape for tensor, array in known.items()})
     session = open_session(origin, name, options=OpenOptions(extra={"prepack": "false", "optimization": "extended"}))
     arrays: dict[str, Any] = {}
     try:
-        for profile in component.artifact.profiles:
+        for profile in component.artifact.profiles or ({}, {"B": DimRange(2, 2, 2)} if "B" in free else {}):
             sizes = free | {symbol: range_.opt for symbol, range_ in profile.items()}
             case = "-".join(f"{symbol}{size}" for symbol, size in sizes.items()) + "-onnx"
             generator = np.random.default_rng(zlib.crc32(case.encode()))
@@ -167,6 +204,29 @@ def _own_cases(origin: Bundle, name: str, component: Component) -> dict[str, Any
     finally:
         session.close()
     return arrays
+
+
+def _made_up(origin: Bundle, name: str, component: Component) -> tuple[dict[str, Any], dict[str, int]]:
+    """Inputs (tokens, timestep, texts) and sizes of one picture of 64 × 64, for a component without reference vectors.
+
+    Other exporters' U-Nets take multiples of 64 pixels only.
+    """
+    facts = origin.manifest
+    tokens = max((text.max_length for text in facts.text_encoders), default=77)
+    symbols = [split_dim(dim)[0] for spec in component.inputs for dim in spec.shape if isinstance(dim, str)]
+    sizes = {symbol: {"T": tokens, "H": 64, "W": 64}.get(symbol, 1) for symbol in symbols}
+    clocks = [tensor for tensor, sources in facts.denoiser.inputs.items() if sources == ("timestep",)]
+    generator = np.random.default_rng(0)
+
+    def values(spec: TensorSpec) -> Any:
+        shape, dtype = spec.at(sizes), NUMPY_DTYPES[spec.dtype]
+        if name == facts.denoiser.component and spec.name in clocks:
+            return np.full(shape, 501, dtype)
+        if np.issubdtype(dtype, np.integer):  # token ids, fewer than any CLIP vocabulary has
+            return generator.integers(0, 10_000, shape).astype(dtype)
+        return generator.standard_normal(shape).astype(dtype)
+
+    return {spec.name: values(spec) for spec in component.inputs if not _is_picture(spec)}, sizes
 
 
 def _is_picture(spec: TensorSpec) -> bool:

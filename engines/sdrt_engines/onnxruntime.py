@@ -27,7 +27,7 @@ from sdrt.engine import (
     unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
-from sdrt_engines.graph import fix_dims, load_graph, weights_folder
+from sdrt_engines.graph import fix_dims, load_graph, name_dims, weights_folder
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.precision import reduce
@@ -118,6 +118,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     model = load_graph(source.path(component.artifact.files[0].path))
+    name_dims(model, component)
     weights = weights_folder(model, source, component)
     dims = fixed_dims(component, options)
     if options.precision == "fp32":
@@ -171,7 +172,10 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
 
 
 class OrtSession:
-    """One graph. Constants are wrapped once; inputs are read in place, outputs are ONNX Runtime's own buffers."""
+    """One graph. Constants are wrapped once; inputs are read in place, outputs are ONNX Runtime's own buffers.
+
+    (np.asarray with an order, as np.ascontiguousarray would make a scalar an array of one.)
+    """
 
     def __init__(self, bundle: Bundle, name: str, options: OpenOptions) -> None:
         library = _library()
@@ -207,11 +211,11 @@ class OrtSession:
 
     def bind(self, **constants: Array) -> None:
         for name, array in constants.items():
-            self._kept[name] = self._from_numpy(np.ascontiguousarray(array))
+            self._kept[name] = self._from_numpy(np.asarray(array, order="C"))
             self._bound(self._binding.bind_ortvalue_input, name, self._kept[name])
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        held = {name: self._from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        held = {name: self._from_numpy(np.asarray(array, order="C")) for name, array in inputs.items()}
         for name, value in held.items():
             self._bound(self._binding.bind_ortvalue_input, name, value)
         # Bound anew for each call: ONNX Runtime would write into the previous call's arrays, which are the caller's.

@@ -15,7 +15,8 @@ from sdrt.errors import BundleError, ExportError
 T = TypeVar("T")
 
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
-_HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors"]
+_HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "unet/*.safetensors", "vae/*.safetensors",
+              "text_encoder/*.safetensors", "text_encoder_2/*.safetensors"]  # fmt: skip
 _HUB_VARIANTS = ["*.fp16*", "*.bf16*", "*.non_ema*"]
 """Second copies of the weights, gigabytes each; fetched only from a repository that has nothing else."""
 

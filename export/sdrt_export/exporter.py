@@ -69,7 +69,7 @@ def export(
     parts = _chosen(family, checkpoint, components)
     _check_disk(_estimate(checkpoint, parts).disk, out)
     with new_directory(out, force=force, sources=[checkpoint.root]) as staging, ThreadPoolExecutor(1) as hashing:
-        files = _copy_configs(checkpoint, staging)
+        files = _copy_configs(checkpoint, family, staging)
         sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
         made: dict[str, Component] = {}
         tracker = _Tracker(report, parts)
@@ -185,8 +185,8 @@ def _work(step: str, job: dict[str, Any], stage: Callable[[str], None]) -> dict[
     raise ExportError(f"{what}: {said[-1] if said else 'it said nothing'}\n" + "\n".join(said[-12:]))
 
 
-def _copy_configs(checkpoint: Checkpoint, staging: Path) -> list[File]:
-    """model_index.json, scheduler/ and tokenizer/ as diffusers lays them out."""
+def _copy_configs(checkpoint: Checkpoint, family: Family, staging: Path) -> list[File]:
+    """model_index.json, scheduler/ and the tokenizers' folders as diffusers lays them out."""
     files: list[File] = []
 
     def write(relative: str, text: str) -> None:
@@ -201,27 +201,29 @@ def _copy_configs(checkpoint: Checkpoint, staging: Path) -> list[File]:
     write("model_index.json", json.dumps({**index, "requires_safety_checker": False}, indent=2) + "\n")
     scheduler = schedulers.read_config(checkpoint.root / "scheduler" / "scheduler_config.json")
     write("scheduler/scheduler_config.json", json.dumps(scheduler, indent=2, allow_nan=False) + "\n")
-    folder = checkpoint.root / "tokenizer"
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            write(f"tokenizer/{name}", (folder / name).read_text(encoding="utf-8"))
-    vocabulary, merges = _bpe(checkpoint, folder)
-    write("tokenizer/vocab.json", vocabulary)
-    write("tokenizer/merges.txt", merges)
+    for text in family.facts(checkpoint).text_encoders:
+        folder = text.tokenizer
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+            if (checkpoint.root / folder / name).is_file():
+                write(f"{folder}/{name}", (checkpoint.root / folder / name).read_text(encoding="utf-8"))
+        vocabulary, merges = _bpe(checkpoint, folder)
+        write(f"{folder}/vocab.json", vocabulary)
+        write(f"{folder}/merges.txt", merges)
     return files
 
 
-def _bpe(checkpoint: Checkpoint, folder: Path) -> tuple[str, str]:
+def _bpe(checkpoint: Checkpoint, folder: str) -> tuple[str, str]:
     """vocab.json and merges.txt; out of tokenizer.json where a newer transformers wrote nothing else."""
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return (folder / "vocab.json").read_text(encoding="utf-8"), (folder / "merges.txt").read_text(encoding="utf-8")
-    model = checkpoint.json("tokenizer/tokenizer.json").get("model")
+    vocabulary, merges = (checkpoint.root / folder / name for name in ("vocab.json", "merges.txt"))
+    if vocabulary.is_file() and merges.is_file():
+        return vocabulary.read_text(encoding="utf-8"), merges.read_text(encoding="utf-8")
+    model = checkpoint.json(f"{folder}/tokenizer.json").get("model")
     if (
         not isinstance(model, dict)
         or not isinstance(model.get("vocab"), dict)
         or not isinstance(model.get("merges"), list)
     ):
-        raise ExportError(f"{folder / 'tokenizer.json'}: holds no byte-pair vocabulary")
+        raise ExportError(f"{checkpoint.root / folder / 'tokenizer.json'}: holds no byte-pair vocabulary")
     lines = [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in model["merges"]]
     return json.dumps(model["vocab"], ensure_ascii=False), "#version: 0.2\n" + "\n".join(lines) + "\n"
 
@@ -238,6 +240,7 @@ def _manifest(
         text_encoders=tuple(text for text in facts.text_encoders if text.component in components),
         denoiser=facts.denoiser,
         latents=facts.latents,
+        no_negative_prompt=facts.no_negative_prompt,
         scheduler="scheduler/scheduler_config.json",
         files=files,
         provenance=Provenance(checkpoint.name, sources, versions),

@@ -55,6 +55,8 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], part: Part, generator: 
         return ids
     if spec.name == "timestep":
         return generator.uniform(0, 999, shape).astype(np.float32)
+    if spec.name == "time_ids":  # pixels
+        return generator.integers(0, 1024, shape).astype(np.float32)
     return generator.standard_normal(shape).astype(np.float32)
 
 

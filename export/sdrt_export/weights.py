@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdrt.errors import ExportError
+from sdrt import strict_json
+from sdrt.errors import BundleError, ExportError, quoted
 
 
 def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
@@ -42,12 +43,27 @@ def float32_bytes(paths: Iterable[Path]) -> int:
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, 100 * 2**20)))
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-            total += sum(4 * math.prod(shape) for shape in shapes)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                if length > strict_json.MAX_BYTES:
+                    raise ValueError(f"its header has {length} bytes, at most {strict_json.MAX_BYTES}")
+                header = strict_json.parse(file.read(length), "its header")
+            if not isinstance(header, dict):
+                raise ValueError("its header is no object")
+            total += sum(4 * math.prod(_shape(name, entry)) for name, entry in header.items() if name != "__metadata__")
+        except BundleError as error:
+            raise ExportError(f"{path}: {error.message}", "download the checkpoint again") from None
+        except (OSError, ValueError) as error:
             raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None
     return total
+
+
+def _shape(name: str, entry: object) -> list[int]:
+    """One tensor's sizes; ValueError for what is none, or claims more than any file holds."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"tensor {quoted(name)} has no shape")
+    if math.prod(shape) > 2**40:
+        raise ValueError(f"tensor {quoted(name)} claims {math.prod(shape)} elements")
+    return shape
 
 
 def _rewritten(source: Path, target: Path) -> Path:

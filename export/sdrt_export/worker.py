@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _networks(family: families.Family, part: families.Part, config: dict[str, An
 
     The first takes no memory for its parameters: mapped weights take their place. The second is hollow, shapes without
     values. Buffers that no checkpoint holds (CLIP's position_ids) need their values, in both: a network that has some
-    is built in full, once, for both uses.
+    is built once, for both uses, with its buffers.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -67,11 +68,29 @@ def _networks(family: families.Family, part: families.Part, config: dict[str, An
         real = family.network(part.name, config)
     kept = set(real.state_dict())
     if not all(name in kept for name, _ in real.named_buffers()):
-        real = family.network(part.name, config)
+        with _parameters_without_memory():
+            real = family.network(part.name, config)
         return real, real, contextlib.nullcontext()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         return real, family.network(part.name, config), fake
+
+
+@contextlib.contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Each parameter of a module that is made meanwhile loses its values at once; buffers keep theirs."""
+    import torch
+
+    register = torch.nn.Module.register_parameter
+
+    def hollow(module: Any, name: str, parameter: Any) -> None:
+        register(module, name, None if parameter is None else torch.nn.Parameter(parameter.to("meta")))
+
+    torch.nn.Module.register_parameter = hollow
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:

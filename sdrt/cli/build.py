@@ -50,7 +50,8 @@ def command(
 ) -> None:  # fmt: skip
     """Build the ONNX bundle BUNDLE for one engine into the self-contained bundle OUT.
 
-    Each component is held against its reference vectors; the figures go into OUT.
+    BUNDLE may also be a directory of ONNX models that optimum wrote. Each component is held against its reference
+    vectors; the figures go into OUT.
     """
     builder: Any = importlib.import_module("sdrt_engines.build")
     prompts: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from sdrt.errors import InputError
+from sdrt.errors import InputError, quoted
 from sdrt.staging import replacing
 
 
@@ -24,7 +24,7 @@ def parse_extra(_ctx: click.Context, _param: click.Parameter, values: tuple[str,
     for value in values:
         name, equals, text = value.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"{value!r} is not name=value")
+            raise click.BadParameter(f"{quoted(value)} is not name=value")
         extra[name] = text
     return extra
 
@@ -33,9 +33,9 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
     """``--shape 512x768`` → ((512, 768),), width first."""
     shapes = []
     for value in values:
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+        match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value)
         if match is None:
-            raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT, such as 512x512")
+            raise click.BadParameter(f"{quoted(value)} is not WIDTHxHEIGHT, such as 512x512")
         shapes.append((int(match[1]), int(match[2])))
     return tuple(shapes)
 

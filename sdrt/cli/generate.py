@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -20,14 +21,15 @@ from sdrt.errors import InputError
     sdrt generate "a lighthouse at dawn" -m sd15 -o lighthouse.png
     sdrt generate "a lighthouse" -m sd15 -n "blurry" --steps 20 --cfg-scale 7 --seed 1 --scheduler "DPM++ 2M Karras"
     sdrt generate "a lighthouse" -m sd15 -W 768 -H 512 --batch 4 -o lighthouse.png      (lighthouse-0.png ...)
+    sdrt generate "a lighthouse in snow" -m sd15 --init-image lighthouse.png --strength 0.6 -o snow.png
     """,
 )
 @click.argument("prompt", required=False)
-@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle that sdrt export or sdrt build wrote.")
+@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle, or ONNX directory of optimum's.")
 @click.option(
     "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, when it is not given as an argument."
 )
-@click.option("-n", "--negative-prompt", metavar="TEXT", default="", help="What the picture should not show.")
+@click.option("-n", "--negative-prompt", metavar="TEXT", help="What the picture should not show.")
 @click.option(
     "-o",
     "--output",
@@ -36,8 +38,16 @@ from sdrt.errors import InputError
     show_default=True,
     help="PNG file to write.",
 )
-@click.option("-W", "--width", type=int, help="Pixels; the model's own size when left out.")
-@click.option("-H", "--height", type=int, help="Pixels; the model's own size when left out.")
+@click.option("-W", "--width", type=int, help="Pixels; the model's (or initial picture's) own size when left out.")
+@click.option("-H", "--height", type=int, help="Pixels; as --width.")
+@click.option("--init-image", type=click.Path(), metavar="FILE", help="PNG, JPEG or WebP to start from.")
+@click.option(
+    "--strength", type=float, help="With --init-image: part of the steps that is run on it.  [default: 0.8]"
+)  # fmt: skip
+@click.option(
+    "--sample-mode", type=click.Choice(["sample", "argmax"]),
+    help="With --init-image: draw its latents from the encoder's distribution, or take the mean.  [default: sample]",
+)  # fmt: skip
 @click.option("--steps", type=int, default=20, show_default=True, help="Steps of the scheduler.")
 @click.option(
     "--cfg-scale", "--guidance-scale", type=float, default=7.5, show_default=True, help="1 turns guidance off."
@@ -54,16 +64,19 @@ from sdrt.errors import InputError
 @common.opening_options
 @common.json_option
 def command(
-    prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str, output: Path, width: int | None,
-    height: int | None, steps: int, cfg_scale: float, seed: int | None, batch: int, scheduler: str | None,
-    clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None, extra: dict[str, str],
-    json_file: str | None,
+    prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str | None, output: Path,
+    width: int | None, height: int | None, init_image: str | None, strength: float | None,
+    sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float, seed: int | None, batch: int,
+    scheduler: str | None, clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None,
+    extra: dict[str, str], json_file: str | None,
 ) -> None:  # fmt: skip
     """Make pictures from PROMPT. The PNG carries its settings as A1111's "parameters" text."""
     if (prompt is None) == (prompt_option is None):
         raise click.UsageError("give the prompt once, as an argument or with --prompt")
     text = prompt if prompt is not None else prompt_option
     assert text is not None
+    if init_image is None and (strength is not None or sample_mode is not None):
+        raise click.UsageError("--strength and --sample-mode need --init-image")
     _check_output(output)
     common.check_json(json_file)
     import sdrt
@@ -75,7 +88,8 @@ def command(
     request = sdrt.GenerationRequest(
         text, negative_prompt=negative_prompt, width=width, height=height, num_inference_steps=steps,
         guidance_scale=cfg_scale, num_images_per_prompt=batch, seed=seed, scheduler=scheduler, clip_skip=clip_skip,
-        truncate=truncate,
+        truncate=truncate, image=init_image, strength=0.8 if strength is None else strength,
+        sample_mode=sample_mode or "sample",
     )  # fmt: skip
     started = time.perf_counter()
     with sdrt.Pipeline.from_pretrained(model, engine, device, threads=threads, options=extra) as pipe:
@@ -85,15 +99,17 @@ def command(
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
     for path, picture, picture_seed in zip(paths, result.images, result.seeds, strict=True):
         parameters = image.parameters_text(
-            text, negative_prompt, steps=steps, sampler=result.scheduler, guidance_scale=cfg_scale,
-            seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip, version=sdrt.__version__,
+            text, negative_prompt or "", steps=steps, sampler=result.scheduler, guidance_scale=cfg_scale,
+            seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip,
+            strength=request.strength if request.pictures else None, version=sdrt.__version__,
         )  # fmt: skip
         image.save_png(picture, path, parameters)
     timings = result.timings
     mean = sum(timings.steps) / len(timings.steps)
+    encoded = "text and picture" if request.pictures else "text"
     click.echo(
         f"{', '.join(map(str, paths))}: seed {result.seeds[0]}, load {loaded - started:.2f} s,"
-        f" text {timings.encode:.2f} s, {len(timings.steps)} steps of {mean:.3f} s, VAE {timings.decode:.2f} s",
+        f" {encoded} {timings.encode:.2f} s, {len(timings.steps)} steps of {mean:.3f} s, VAE {timings.decode:.2f} s",
         err=True,
     )
     if json_file is not None:

@@ -16,7 +16,10 @@ from sdrt.cli import Command, common
 @click.argument("bundle", type=click.Path())
 @common.json_option
 def command(bundle: str, json_file: str | None) -> None:
-    """Show a bundle's components, tensors, sizes, precision and parity with torch."""
+    """Show a bundle's components, tensors, sizes, precision and parity with torch.
+
+    BUNDLE may also be a directory of ONNX models that optimum wrote.
+    """
     held = bundles.load(bundle)
     if json_file is not None:
         common.write_json(as_json(held), json_file)

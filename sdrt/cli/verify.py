@@ -30,6 +30,11 @@ def command(
     from tqdm import tqdm
 
     held = bundles.load(bundle)
+    if held.manifest.unhashed():
+        raise BundleError(
+            f"{bundle}: has no {bundles.MANIFEST}, so there are no hashes and no reference vectors to check it against",
+            f"sdrt build {bundle} OUT --engine onnxruntime makes a bundle that has them",
+        )
     total = sum(file.bytes for file in held.manifest.all_files())
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="hashes", leave=False, disable=not sys.stderr.isatty()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt import strict_json
-from sdrt.errors import BundleError, InputError
+from sdrt.errors import BundleError, InputError, quoted
 from sdrt.schedulers.ddim import DDIM
 from sdrt.schedulers.dpmpp_2m import DPMSolverPP2M
 from sdrt.schedulers.euler import Euler
@@ -85,9 +85,9 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
 def _known(base: Mapping[str, Any]) -> dict[str, Any]:
     """A model's own config without keys that no diffusers scheduler has; like diffusers, with a warning in the log."""
     known = FOREIGN.union(*(solver.OPTIONS.__dataclass_fields__ for solver in CLASSES.values()))
-    for key in base:
-        if not key.startswith("_") and key not in known:
-            logger.warning("scheduler_config.json: unknown option %r is passed over", key)
+    if unknown := [key for key in base if not key.startswith("_") and key not in known]:
+        listed = ", ".join(map(quoted, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        logger.warning("scheduler_config.json: unknown options are passed over: %s", listed)
     return {key: value for key, value in base.items() if key.startswith("_") or key in known}
 
 
@@ -107,4 +107,4 @@ def label(config: Mapping[str, Any]) -> str:
 
 def _unknown(name: object) -> InputError:
     known = ", ".join((*A1111, *CLASSES))
-    return InputError(f"there is no scheduler {name!r}; known schedulers: {known}", "choose another scheduler")
+    return InputError(f"there is no scheduler {quoted(name)}; known schedulers: {known}", "choose another scheduler")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sdrt.errors import InputError
 from sdrt.schedulers import tables
 from sdrt.schedulers.tables import Array, Noise
 
@@ -23,6 +24,11 @@ class DDIMOptions(tables.TrainingSchedule):
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.clip_sample_range > 0:
+            raise InputError(f"clip_sample_range is {self.clip_sample_range}, expected more than 0")
 
 
 class DDIM:
@@ -45,11 +51,20 @@ class DDIM:
         self.timesteps = tables.check_timesteps(timesteps, o)
         self._stride = n // steps
         self._alpha_bar = tables.alphas_cumprod(o)
+        if o.prediction_type == "epsilon" and not self._alpha_bar[self.timesteps.astype(int)].all():
+            raise InputError(
+                "DDIMScheduler: with rescale_betas_zero_snr the first step sees nothing but noise, and a network that"
+                " predicts the noise (prediction_type 'epsilon') tells nothing there",
+                "timestep_spacing 'leading' starts after it",
+            )
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
         self._options = o
 
     def scale(self, x: Array, i: int) -> Array:
         return x
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         t = int(self.timesteps[i])

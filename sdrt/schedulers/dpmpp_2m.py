@@ -51,7 +51,8 @@ class DPMSolverPP2M:
 
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
         name = "DPMSolverMultistepScheduler"
-        if config.get("lambda_min_clipped") == -math.inf:  # the default, as diffusers' own config object holds it
+        lowest = config.get("lambda_min_clipped")
+        if type(lowest) is float and lowest == -math.inf:  # the default, as diffusers' own config object holds it
             config = {key: value for key, value in config.items() if key != "lambda_min_clipped"}
         o = tables.read_options(self.OPTIONS, config, name)
         tables.check_steps(steps, o)
@@ -86,6 +87,10 @@ class DPMSolverPP2M:
             timesteps = tables.sigma_to_t(sigmas, np.log(training))
             if o.beta_schedule != "squaredcos_cap_v2":
                 timesteps = timesteps.round()
+        if not (np.diff(sigmas.astype(np.float32)) < 0).all():
+            raise InputError(
+                f"{name}: {steps} steps in {last} training steps: two would have the same noise", "take fewer steps"
+            )
         end = float(training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
         self.timesteps = np.trunc(timesteps).astype(np.float32)
         self._sigmas = [float(sigma) for sigma in np.append(sigmas, end).astype(np.float32)]
@@ -94,6 +99,11 @@ class DPMSolverPP2M:
 
     def scale(self, x: Array, i: int) -> Array:
         return x
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        sigma = self._sigmas[i]
+        alpha = 1 / math.sqrt(sigma**2 + 1)
+        return alpha * x0 + (sigma * alpha) * noise
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, steps = self._options, len(self.timesteps)

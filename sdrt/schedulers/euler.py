@@ -31,6 +31,14 @@ class EulerOptions(tables.TrainingSchedule):
     timestep_type: Literal["discrete", "continuous"] = "discrete"
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if sigma is not None and not 1e-9 <= sigma <= 1e9:
+                raise InputError(f"{name} is {sigma}, expected 1e-9 to 1e9")
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min > self.sigma_max:
+            raise InputError(f"sigma_min is {self.sigma_min}, more than sigma_max, {self.sigma_max}")
+
 
 class Euler:
     """diffusers' EulerDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
@@ -79,6 +87,10 @@ class Euler:
     def scale(self, x: Array, i: int) -> Array:
         scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
         return scaled
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = x0 + noise * self._sigmas[i]
+        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         # float32 scalars in diffusers' order of operations: where σ is 4096 (zero terminal SNR), x + d·Δσ cancels, and

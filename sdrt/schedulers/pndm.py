@@ -52,23 +52,28 @@ class PNDM:
         self._alpha_bar = tables.alphas_cumprod(o)
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
         self._kind = o.prediction_type
+        self._calls = 0
         self._history: list[Array] = []  # newest first
         self._first: Array | None = None
 
     def scale(self, x: Array, i: int) -> Array:
         return x
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         t = int(self.timesteps[i])
         before = t - self._stride
         e = self._history
-        if i == 1:  # the repeated call: the first step again, with the mean of both ends' slopes
+        self._calls += 1
+        if self._calls == 2:  # the repeated call: the first step again, with the mean of both ends' slopes
             assert self._first is not None
             t, before, x = t + self._stride, t, self._first
             slope = (pred + e[0]) / 2
         else:
             e = self._history = [pred, *e[:3]]
-            self._first = x if i == 0 else None
+            self._first = x if self._calls == 1 else None
             if len(e) == 1:
                 slope = pred
             elif len(e) == 2:

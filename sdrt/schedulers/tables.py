@@ -17,12 +17,16 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_ty
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt.errors import InputError
+from sdrt.errors import InputError, quoted
 
 Array = NDArray[Any]
 """float32, unless a comment says otherwise."""
 Noise = Callable[[], Array]
 """Draws fresh standard normal noise of the latents' shape."""
+
+MAX_TRAIN_TIMESTEPS = 100_000
+MIN_ALPHA_BAR = 1e-30
+"""ᾱ whose σ, squared, float32 still holds with room to spare. The cosine schedule's smallest is about 2e-9."""
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 
@@ -39,8 +43,14 @@ class Scheduler(Protocol):
     def scale(self, x: Array, i: int) -> Array:
         """What the network is given at call ``i`` for the latents x: f32[B,C,h,w]."""
 
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        """The latents that call ``i`` starts from when the loop begins there: x0 with the noise of that level."""
+
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
-        """Latents before call i + 1, and the predicted x0 (for previews), from the network's output at call i."""
+        """Latents before call i + 1, and the predicted x0 (for previews), from the network's output at call i.
+
+        The first call need not be 0: image to image begins in the middle.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class TrainingSchedule:
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_train_timesteps <= 100_000:
-            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 1 to 100000")
+        if not 2 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
+            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 2 to {MAX_TRAIN_TIMESTEPS}")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(f"trained_betas has {len(self.trained_betas)} values, expected {self.num_train_timesteps}")
         if self.trained_betas is not None and not all(0 < beta < 1 for beta in self.trained_betas):
@@ -103,14 +113,32 @@ def cumprod(values: Array) -> Array:
 
 
 def alphas_cumprod(options: TrainingSchedule) -> Array:
-    """ᾱ: f32[num_train_timesteps], falling; with ``rescale_betas_zero_snr`` it ends at 0 (arXiv 2305.08891, alg. 1)."""
+    """ᾱ: f32[num_train_timesteps], falling; with ``rescale_betas_zero_snr`` it ends at 0 (arXiv 2305.08891, alg. 1).
+
+    InputError for betas with which some step adds no noise, or leaves nothing but noise, as far as float32 tells.
+    """
     alphas = np.float32(1.0) - betas(options)
     if options.rescale_betas_zero_snr:
         root = np.sqrt(cumprod(alphas))
         first, last = root[0], root[-1]
+        if not first > last:
+            raise _degenerate(options)
         bar = ((root - last) * (first / (first - last))) ** 2
+        if not (bar[:-1] > 0).all():
+            raise _degenerate(options)
         alphas = np.float32(1.0) - (np.float32(1.0) - np.concatenate([bar[:1], bar[1:] / bar[:-1]]))
-    return cumprod(alphas)
+    alpha_bar = cumprod(alphas)
+    noisy = alpha_bar[:-1] if options.rescale_betas_zero_snr else alpha_bar
+    if not (alpha_bar[0] < 1 and (np.diff(alpha_bar) < 0).all() and noisy[-1] >= MIN_ALPHA_BAR):
+        raise _degenerate(options)
+    return alpha_bar
+
+
+def _degenerate(options: TrainingSchedule) -> InputError:
+    return InputError(
+        "the betas are too small or too large: in float32 some training step adds no noise, or leaves nothing else"
+        f" (beta_start {options.beta_start:g}, beta_end {options.beta_end:g}, {options.num_train_timesteps} steps)"
+    )
 
 
 def training_sigmas(alpha_bar: Array) -> Array:
@@ -127,6 +155,8 @@ def check_steps(steps: int, options: TrainingSchedule) -> None:
 
 def check_timesteps(timesteps: Array, options: TrainingSchedule) -> Array:
     """The timesteps, if the training schedule holds them all; InputError for an offset that pushes them out."""
+    if not len(timesteps):
+        raise InputError("lambda_min_clipped leaves no timestep", "choose a lower one")
     top = float(timesteps.max())
     if top > options.num_train_timesteps - 1 or float(timesteps.min()) < 0:
         raise InputError(
@@ -179,7 +209,7 @@ def read_options(kind: type[O], config: Mapping[str, Any], name: str) -> O:
             values[key] = _option(hints[key], value, f"{name}: {key}")
         elif not key.startswith("_") and key not in FOREIGN:
             known = ", ".join(field.name for field in dataclasses.fields(kind))
-            raise InputError(f"{name} has no option {key!r}; known options: {known}")
+            raise InputError(f"{name} has no option {quoted(key)}; known options: {known}")
     return kind(**values)
 
 
@@ -187,19 +217,23 @@ def _option(hint: Any, value: Any, where: str) -> Any:
     """One value as its annotation has it: bool, int, float, Literal, tuple of floats, or one of them ``| None``."""
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     for kind in kinds:
-        number = type(value) in (int, float) and math.isfinite(value)
+        # An integer beyond 64 bits is nowhere meant, and some are no float, or cannot be shown in an error.
+        whole = type(value) is int and -(2**63) <= value < 2**63
+        number = whole or (type(value) is float and math.isfinite(value))
         if value is None and kind is type(None):
             return None
         if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
             return value
         if kind is float and number:
             return float(value)
-        if kind in (bool, int) and type(value) is kind:
+        if (kind is bool and type(value) is bool) or (kind is int and whole):
             return value
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+            if len(value) > MAX_TRAIN_TIMESTEPS:
+                raise InputError(f"{where} has {len(value)} values, at most {MAX_TRAIN_TIMESTEPS}")
             return tuple(_option(float, item, f"{where}[{i}]") for i, item in enumerate(value))
     expected = " or ".join(_spoken(kind) for kind in kinds)
-    raise InputError(f"{where}: expected {expected}, got {value!r}")
+    raise InputError(f"{where}: expected {expected}, got {quoted(value)}")
 
 
 def _spoken(kind: Any) -> str:
@@ -208,6 +242,13 @@ def _spoken(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of numbers"
     return {bool: "true or false", int: "an integer", float: "a finite number", type(None): "null"}[kind]
+
+
+def diffused(x0: Array, noise: Array, alpha_bar: Any) -> Array:
+    """x0 with the noise of level ᾱ, variance preserving: √ᾱ·x0 + √(1-ᾱ)·ε; in float32, as diffusers' ``add_noise``."""
+    bar = np.float32(alpha_bar)
+    noisy: Array = np.sqrt(bar) * x0 + np.sqrt(np.float32(1) - bar) * noise
+    return noisy
 
 
 FOREIGN = frozenset({

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,35 @@ def fix_dims(model: Any, dims: Mapping[str, int]) -> None:
 
 
 def weights_folder(model: Any, source: Bundle, component: Component) -> Path:
-    """The folder that really holds the graph's external weights, by whose name the graph is made to call them.
+    """The folder that really holds the graph's external weights, by whose names the graph is made to call them.
 
-    In a snapshot of the Hugging Face Hub's cache the weights are a link to a file of another name elsewhere, and
-    engines follow no link out of the folder that they are given.
+    In a snapshot of the Hugging Face Hub's cache the weights are links to files of other names elsewhere, and engines
+    follow no link out of the folder that they are given.
     """
     entry = source.path(component.artifact.files[0].path)
     if len(component.artifact.files) == 1:
         return entry.parent
-    weights = source.path(component.artifact.files[1].path).resolve()
+    folder = source.path(component.artifact.files[1].path).resolve().parent
     for tensor in model.graph.initializer:
         for item in tensor.external_data:
             if item.key == "location":
-                item.value = weights.name
-    return weights.parent
+                weights = (entry.parent / item.value).resolve()
+                item.value = Path(os.path.relpath(weights, folder)).as_posix()
+    return folder
+
+
+def name_dims(model: Any, component: Component) -> None:
+    """Call the free dimensions of inputs and outputs as the manifest does: other exporters have other names for them.
+
+    Shapes further in, which would go on using those, are left out; engines infer them again.
+    """
+    specs = {spec.name: spec.shape for spec in (*component.inputs, *component.outputs)}
+    values = [v for v in (*model.graph.input, *model.graph.output) if v.name in specs]
+    renamed = False
+    for value in values:
+        for dim, symbol in zip(value.type.tensor_type.shape.dim, specs[value.name], strict=True):
+            if isinstance(symbol, str) and dim.dim_param != symbol:
+                dim.dim_param = symbol
+                renamed = True
+    if renamed:
+        del model.graph.value_info[:]

@@ -7,7 +7,7 @@ import pkgutil
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sdrt.bundle import Denoiser, LatentSpace, TensorSpec, TextEncoder
 from sdrt.errors import ExportError
@@ -40,6 +40,7 @@ class Facts:
     text_encoders: tuple[TextEncoder, ...]
     denoiser: Denoiser
     latents: LatentSpace
+    no_negative_prompt: Literal["empty", "zeros"] = "empty"
 
 
 class Family(Protocol):
@@ -77,7 +78,7 @@ def find(checkpoint: Checkpoint) -> Family:
         reasons.append(f"{family.NAME}: {reason}")
     raise ExportError(
         f"{checkpoint.name}: no supported model family fits ({'; '.join(reasons)})",
-        "sdrt exports Stable Diffusion 1.x and its fine-tunes",
+        "sdrt exports Stable Diffusion 1.x, 2.x and XL, and their fine-tunes",
     )
 
 

@@ -1,0 +1,298 @@
+"""Directories without ``sdrt.json`` that Hugging Face optimum wrote: the manifest is inferred, nothing is written.
+
+What is inferred from what is said in docs/bundle.md. Everything follows from ``model_index.json``, the networks'
+``config.json``, and what the ONNX graphs say of their inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from sdrt import onnx_header, strict_json
+from sdrt.bundle import (
+    Artifact,
+    Bundle,
+    Component,
+    Denoiser,
+    Dim,
+    File,
+    LatentSpace,
+    Manifest,
+    Precision,
+    Provenance,
+    TensorSpec,
+    TextEncoder,
+    inside,
+)
+from sdrt.errors import BundleError
+from sdrt.onnx_header import Header, Value
+from sdrt.tokenizer import special_tokens
+
+T = TypeVar("T")
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
+SOURCES: dict[str, str] = {
+    "timestep": "timestep", "encoder_hidden_states": "text.hidden_states", "text_embeds": "text.pooled",
+    "time_ids": "time_ids",
+}  # fmt: skip
+"""What feeds the inputs of a U-Net, beside ``sample``, by the names that optimum gives them."""
+
+_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+_NETWORKS = (*_ENCODERS, "unet", "vae_encoder", "vae_decoder")
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+
+Shapes = Mapping[str, tuple[Dim, ...]]
+"""Shapes as configs and our symbols say them, by tensor name."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A JSON object of the directory; ``where``: its path relative to the root."""
+
+    root: Path
+    where: str
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, root: Path, where: str) -> Config:
+        """BundleError when it is missing, damaged or no object."""
+        values = strict_json.read(inside(root, where))
+        if not isinstance(values, dict):
+            raise BundleError(f"{root / where}: expected an object")
+        return cls(root, where, values)
+
+    def need(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """One value; BundleError when it is missing (or null) without a default, or of another type."""
+        value = default if self.values.get(key) is None else self.values[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            expected = {int: "an integer", float: "a number", str: "a text", list: "a list"}.get(kind, kind.__name__)
+            raise BundleError(f"{self.root / self.where}: {key} is {value!r}, expected {expected}")
+        return value
+
+
+def load(root: Path) -> Bundle:
+    """The bundle that a directory amounts to; hashes are not known. BundleError tells what it is, or lacks."""
+    index = Config.read(root, INDEX)
+    if not os.path.isfile(root / "unet" / "model.onnx"):
+        raise _no_onnx(root)
+    try:
+        return Bundle(root, _manifest(root, index))
+    except BundleError as error:
+        if str(root) in error.message:
+            raise
+        raise BundleError(f"{root}: {error.message}", error.fix) from None  # a dataclass's own checks know no path
+
+
+def _no_onnx(root: Path) -> BundleError:
+    folders = [path for path in root.iterdir() if path.is_dir()]
+    if any((folder / "openvino_model.xml").is_file() for folder in folders):
+        return BundleError(
+            f"{root}: is a directory of OpenVINO models; this sdrt reads ONNX",
+            f"optimum-cli export onnx --model MODEL OUT, or sdrt export MODEL OUT (from the checkpoint of {root.name})",
+        )
+    if any(list((root / "unet").glob(f"*.{ending}")) for ending in ("safetensors", "bin", "ckpt")):
+        return BundleError(f"{root}: is a checkpoint, not a bundle", f"sdrt export {root} OUT")
+    if (root / "transformer").is_dir():
+        return BundleError(f"{root}: its denoiser is a transformer; this sdrt runs U-Nets", "use another model")
+    return BundleError(f"{root}: is not a bundle: unet/model.onnx is missing", "sdrt export MODEL OUT makes one")
+
+
+def _manifest(root: Path, index: Config) -> Manifest:
+    held = [name for name in _NETWORKS if os.path.isfile(root / name / "model.onnx")]
+    configs = {name: Config.read(root, f"{name}/config.json") for name in held}
+    if "vae_decoder" not in configs:
+        raise BundleError(f"{root}: vae_decoder/model.onnx is missing", "export it again with optimum, or with sdrt")
+    latents = latent_space(configs["vae_decoder"], configs["unet"])
+    components = {name: _component(root, name, configs[name], _shapes(name, configs[name], latents)) for name in held}
+    denoiser = _denoiser(root, components["unet"], latents)
+    pooled = ("text.pooled",) in denoiser.inputs.values()
+    encoders = tuple(
+        _text_encoder(root, components[name], configs[name], name, last_but_one=pooled)
+        for name in _ENCODERS
+        if name in components
+    )
+    files = [INDEX, SCHEDULER] + [
+        f"{text.tokenizer}/{file}"
+        for text in encoders
+        for file in _TOKENIZER_FILES
+        if file in _TOKENIZER_FILES[:2] or os.path.isfile(root / text.tokenizer / file)
+    ]
+    versions = {"diffusers": version} if isinstance(version := index.values.get("_diffusers_version"), str) else {}
+    return Manifest(
+        family=index.need("_class_name", str),
+        components=components,
+        text_encoders=encoders,
+        denoiser=denoiser,
+        latents=latents,
+        scheduler=SCHEDULER,
+        files=tuple(_file(root, file) for file in files),
+        provenance=Provenance(_name(root), (), versions),
+        facts={"inferred_from": f"{INDEX}, config.json files, ONNX graphs"},
+    )
+
+
+def _name(root: Path) -> str:
+    """The directory's name; in the Hub's cache (``models--owner--name/snapshots/<revision>``) the model's."""
+    home = root.resolve()
+    repository = home.parent.parent.name
+    if home.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return home.name
+
+
+def _file(root: Path, relative: str) -> File:
+    path = inside(root, relative)
+    if not os.path.isfile(path):
+        raise BundleError(f"{root}: {relative} is missing", "copy the directory again, or export it again")
+    return File(relative, path.stat().st_size, None)
+
+
+# -- facts from configs -----------------------------------------------------------------------------------------------
+
+
+def latent_space(vae: Config, unet: Config) -> LatentSpace:
+    """Scaling, and the default size: the U-Net's ``sample_size`` in latents, one number or height and width."""
+    for key in ("latents_mean", "latents_std"):
+        if vae.values.get(key) is not None:
+            raise BundleError(f"{vae.root / vae.where}: {key} is set: a latent space that this sdrt cannot scale")
+    levels = len(vae.need("block_out_channels", list))
+    downscale = 2 ** (min(levels, 16) - 1) if levels else 1
+    size = unet.values.get("sample_size") or 64
+    height, width = size if isinstance(size, list) and len(size) == 2 else [size] * 2
+    if not (type(height) is int and type(width) is int):
+        raise BundleError(f"{unet.root / unet.where}: sample_size is {size!r}, expected an integer")
+    return LatentSpace(
+        channels=vae.need("latent_channels", int, 4),
+        downscale=downscale,
+        scaling_factor=vae.need("scaling_factor", float, 0.18215),
+        shift_factor=vae.need("shift_factor", float, 0.0),
+        default_height=downscale * height,
+        default_width=downscale * width,
+    )
+
+
+def _shapes(name: str, config: Config, latents: LatentSpace) -> Shapes:
+    """What the tensors of a network called ``name`` look like; a U-Net's added inputs are known by their rank only."""
+    small: tuple[Dim, ...] = (f"H/{latents.downscale}", f"W/{latents.downscale}")
+    if name in _ENCODERS:
+        width, layers = config.need("hidden_size", int), config.need("num_hidden_layers", int)
+        hidden: dict[str, tuple[Dim, ...]] = {
+            name: ("B", "T", width)
+            for name in ("last_hidden_state", *(f"hidden_states.{i}" for i in range(min(layers, 1000) + 1)))
+        }
+        pooled = {"pooler_output": ("B", width), "text_embeds": ("B", config.need("projection_dim", int, 512))}
+        return {"input_ids": ("B", "T"), **hidden, **pooled}
+    if name == "unet":
+        return {
+            "sample": ("B", config.need("in_channels", int, 4), *small),
+            "timestep": ("B",),
+            "encoder_hidden_states": ("B", "T", config.need("cross_attention_dim", int)),
+            "text_embeds": ("B", "P"),
+            "time_ids": ("B", "S"),
+            "out_sample": ("B", config.need("out_channels", int, 4), *small),
+        }
+    return {
+        "sample": ("B", 3, "H", "W"),
+        "latent_sample": ("B", latents.channels, *small),
+        "latent_parameters": ("B", 2 * latents.channels, *small),
+    }
+
+
+def _text_encoder(root: Path, component: Component, config: Config, name: str, *, last_but_one: bool) -> TextEncoder:
+    """``last_but_one``: as in SDXL, whose U-Net also takes a pooled text, the last hidden state but one conditions."""
+    outputs = [spec.name for spec in component.outputs]
+    layers = config.need("num_hidden_layers", int)
+    state = f"hidden_states.{layers - 1}" if last_but_one else "last_hidden_state"
+    if state not in outputs:
+        raise BundleError(
+            f"{root}: {name} gives {', '.join(outputs[:4])}, but not {state}, which conditions this model's U-Net",
+            "export it again with a newer optimum, or with sdrt export",
+        )
+    bos, eos, pad = special_tokens(inside(root, _ENCODERS[name]))
+    return TextEncoder(
+        component=name,
+        tokenizer=_ENCODERS[name],
+        max_length=config.need("max_position_embeddings", int, 77),
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        hidden_states=state,
+        pooled="text_embeds" if last_but_one and "text_embeds" in outputs else None,
+    )
+
+
+def _denoiser(root: Path, unet: Component, latents: LatentSpace) -> Denoiser:
+    channels = next((spec.shape[1] for spec in unet.inputs if spec.name == "sample"), None)
+    # Inpainting models see a mask and the masked picture's latents beside the latents.
+    known = {latents.channels: ("latents",), 2 * latents.channels + 1: ("latents", "mask", "masked_image_latents")}
+    if not isinstance(channels, int) or channels not in known:
+        raise BundleError(
+            f"{root}: unet takes {channels} channels, expected {latents.channels}", "use a text-to-image model"
+        )
+    return Denoiser(
+        "unet",
+        "out_sample",
+        {spec.name: known[channels] if spec.name == "sample" else (SOURCES[spec.name],) for spec in unet.inputs},
+    )
+
+
+# -- facts from graphs ------------------------------------------------------------------------------------------------
+
+
+def _component(root: Path, name: str, config: Config, shapes: Shapes) -> Component:
+    graph = f"{name}/model.onnx"
+    header = onnx_header.read(inside(root, graph))
+    files = [graph]
+    for location in header.weights:
+        path = PurePosixPath(name, location)
+        try:
+            files.append(_file(root, str(path)).path)
+        except BundleError as error:
+            raise BundleError(f"{root / graph}: its weights: {error.message}", error.fix) from None
+    return Component(
+        inputs=tuple(_tensor(root / graph, value, shapes) for value in header.inputs),
+        outputs=tuple(_tensor(root / graph, value, shapes) for value in header.outputs),
+        artifact=Artifact("onnx", _precision(header), tuple(_file(root, file) for file in files)),
+        config=_file(root, config.where),
+    )
+
+
+def _precision(header: Header) -> Precision:
+    """What the weights are kept in."""
+    for dtype, precision in (("i8", "int8"), ("u8", "int8"), ("bf16", "bf16"), ("f16", "fp16")):
+        if dtype in header.dtypes:
+            return precision  # type: ignore[return-value]
+    return "fp32"
+
+
+def _tensor(graph: Path, value: Value, shapes: Shapes) -> TensorSpec:
+    """Name and dtype as the graph says; a size where the graph has one, else what configs and symbols say."""
+    expected = shapes.get(value.name)
+    if expected is None:
+        raise BundleError(
+            f"{graph}: has a tensor {value.name!r}, which this sdrt cannot feed or read",
+            f"known ones are {', '.join(name for name in shapes if not name.startswith('hidden_states.'))}",
+        )
+    if value.name == "timestep" and not value.dims:  # a scalar, or one a picture
+        return TensorSpec(value.name, value.dtype, ())
+    if len(value.dims) != len(expected):
+        raise BundleError(f"{graph}: {value.name} has {len(value.dims)} dimensions, expected [{_listed(expected)}]")
+    dims = tuple(size if size is not None else dim for size, dim in zip(value.dims, expected, strict=True))
+    if any(isinstance(dim, int) and dim != size for dim, size in zip(expected, dims, strict=True)):
+        raise BundleError(
+            f"{graph}: {value.name} is [{_listed(dims)}], expected [{_listed(expected)}] by its config.json",
+            "the graph and its config are of different models",
+        )
+    return TensorSpec(value.name, value.dtype, dims)
+
+
+def _listed(dims: tuple[Dim, ...]) -> str:
+    return ",".join(map(str, dims))

@@ -1,0 +1,1 @@
+"""One file a parser; see ``tests.fuzz.harness.Parser``."""
