@@ -259,7 +259,9 @@ def _facts(model: Any, reasons: Mapping[int, str], ranges: Ranges) -> dict[str, 
     for (op, why), count in sorted(counts.items()):
         measured = {"largest": float(f"{largest[op, why]:.4g}")} if (op, why) in largest else {}
         islands.append({"op": op, "why": why, "nodes": count, **measured})
-    top = max(ranges.largest.values(), default=0.0)
+    # Of what is computed, that is: an angle of 999 rad is large and means nothing.
+    made = {name for i, node in enumerate(nodes) if reasons.get(i) != "angles" for name in node.output}
+    top = max((seen for name, seen in ranges.largest.items() if name in made), default=0.0)
     return {"islands": islands, "largest_activation": float(f"{top:.4g}"), "margin": MARGIN}
 
 
