@@ -16,7 +16,7 @@ from sdrt.metrics import psnr
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.half import LARGEST, MARGIN, to_half
-from sdrt_engines.graph.ranges import element_types, measure
+from sdrt_engines.graph.ranges import Ranges, element_types, measure
 from tests.sdrt_engines.graph.conftest import (
     Node,
     component,
@@ -201,6 +201,18 @@ def test_normalisations_with_a_stash_type_stay_half(tmp_path: Path, operator: st
         assert element_types(half)[operators(half, "InstanceNormalization")[0].input[0]] == TensorProto.FLOAT
         assert psnr(np.sign(x), evaluator(path, {"x": x})[0]) > 60
     assert psnr(np.sign(x), runtime(path, {"x": x})[0]) > 60
+
+
+def test_group_normalisation_before_opset_21(tmp_path: Path) -> None:
+    """It has no stash_type: nothing says of what type its sums are."""
+    x = np.ones((1, 4, 2), np.float32)
+    nodes = [Node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)]
+    model = make(nodes, {"x": x.shape}, {"y": x.shape}, s=np.ones(4, np.float32), b=np.zeros(4, np.float32))
+    ranges = Ranges({"x": 1.0, "y": 1.0}, {})
+    for opset, expected in ((21, {}), (20, {("GroupNormalization", "sums"): 1})):
+        model.opset_import[0].version = opset
+        copy = type(model).FromString(model.SerializeToString())
+        assert why(to_half(copy, Weights(copy, tmp_path), ranges)) == expected
 
 
 def test_angles(tmp_path: Path) -> None:
