@@ -78,7 +78,6 @@ class Recorder:
     prompts: tuple[str, ...] = PROMPTS
     size: tuple[int, int] | None = None
     _recorded: dict[str, list[dict[str, Array]]] = field(default_factory=dict)
-    _missing: str | None = None
     _facts: dict[str, Any] = field(default_factory=dict)
 
     def samples(self, name: str, report: Report = lambda *_: None) -> Samples:
@@ -92,7 +91,7 @@ class Recorder:
         if name in self._recorded:
             calls = _spread(self._recorded[name], self.effort.calls)
             return Samples(tuple(calls), self._facts | {"calls": len(calls)})
-        why = self._missing or "text to image does not run it"
+        why = self._facts.get("why", "text to image does not run it")
         report(f"calibrate on reference vectors: {why}", 0.0)
         calls = [inputs for inputs, _ in reference_cases(self.bundle, name).values()]
         return Samples(tuple(calls), {"source": "reference vectors", "why": why, "calls": len(calls)})
@@ -102,14 +101,12 @@ class Recorder:
         facts = self.bundle.manifest
         needed = {*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"}
         if lacking := sorted(needed - set(facts.components)):
-            self._missing = f"the bundle has no {', '.join(lacking)}"
-            self._facts = {"source": "reference vectors", "why": self._missing}
+            self._facts = {"why": f"the bundle has no {', '.join(lacking)}"}
             return
         try:
             opened = Pipeline.from_pretrained(self.bundle.root, "onnxruntime", options=OPENING)
         except BundleError as error:  # sources that this version cannot make, and the like
-            self._missing = error.message
-            self._facts = {"source": "reference vectors", "why": error.message}
+            self._facts = {"why": error.message}
             return
         with opened:
             pictures = self._denoise(opened, prompts, report)
