@@ -135,6 +135,7 @@ class _Probe:
         self._model.CopyFrom(model)
         group_norm_as_instance_norm(self._model)
         del self._model.graph.output[:]
+        self._groups: list[list[Any]] = [[]]
         self.constants = {tensor.name for tensor in self._model.graph.initializer}
 
     def constant(self, name: str, values: Any) -> str:
@@ -146,13 +147,15 @@ class _Probe:
         return name
 
     def add(self, node: Any) -> None:
-        self._model.graph.node.append(node)
+        """Add a node that the next one to be watched, and no later one, depends on."""
+        self._groups[-1].append(node)
 
     def watch(self, name: str, node: Any) -> None:
         """Add a node whose only output ``name``, a float32 scalar, is an output of the graph."""
         from onnx import TensorProto, helper
 
         self.add(node)
+        self._groups.append([])
         self._model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
 
     def run(
@@ -184,8 +187,13 @@ class _Probe:
         settings.log_severity_level = 4
         # Not optimised: every tensor that is watched must be there. Weights stay mapped from their file.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.enable_mem_reuse = False
+        settings.enable_mem_reuse = False  # as when opening: planning takes most of the load time
+        settings.enable_mem_pattern = False  # one block for all activations of a run
         settings.add_session_config_entry("session.disable_prepacking", "1")
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        # ONNX Runtime starts from the last node without readers, with all that this one needs. In this order a tensor is
+        # watched soon after it was made, and freed; in the other one all are held (VAE decoder: 0.13 against 0.62 GB).
+        for group in reversed(self._groups):
+            self._model.graph.node.extend(group)
         model = self._model.SerializeToString()
         return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
