@@ -191,7 +191,7 @@ class _Probe:
         settings.enable_mem_pattern = False  # one block for all activations of a run
         settings.add_session_config_entry("session.disable_prepacking", "1")
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        # ONNX Runtime starts from the last node without readers, with all that this one needs. In this order a tensor is
+        # ONNX Runtime starts from the last node without readers, with all that it needs. In this order a tensor is
         # watched soon after it was made, and freed; in the other one all are held (VAE decoder: 0.13 against 0.62 GB).
         for group in reversed(self._groups):
             self._model.graph.node.extend(group)
