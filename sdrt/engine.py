@@ -13,7 +13,7 @@ import pkgutil
 import re
 import threading
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrt.bundle import Artifact, Bundle, Component, Precision, TensorSpec, fits, solve
-from sdrt.errors import BundleError, DeviceError, EngineUnavailable, InputError
+from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -49,18 +49,38 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Inputs of one component, by tensor name, one mapping a call; ``facts``: where they come from."""
+
+    calls: tuple[Mapping[str, Array], ...]
+    facts: Mapping[str, Any]
+
+
+def _no_samples() -> Samples:
+    raise BuildError("inputs to calibrate with were not recorded", "build through sdrt_engines.build, or sdrt build")
+
+
+@dataclass(frozen=True)
 class BuildOptions:
     """What is common to building for any engine. ``shapes`` are (width, height) in pixels; ``batch`` counts pictures.
 
-    ``extra`` holds the engine's own ``-O name=value`` options.
+    precision: one for all components, or by component (those not named are fp32); an engine's ``build`` always sees
+    one. ``extra`` holds the engine's own ``-O name=value`` options. prompts: what calibration runs with; none for the
+    built-in ones.
+
+    Filled for an engine's ``build``: samples gives the component's inputs as real runs feed them (computed when first
+    asked for, which takes a while); report takes what is being done and the fraction of it in [0, 1].
     """
 
-    precision: Precision = "fp32"
+    precision: Precision | Mapping[str, Precision] = "fp32"
     shapes: tuple[tuple[int, int], ...] = ()
     batch: int | None = None
     target: str | None = None
     threads: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    samples: Callable[[], Samples] = field(default=_no_samples, compare=False, repr=False)
+    report: Callable[[str, float], object] = field(default=lambda *_: None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,9 @@ class Engine(Protocol):
 
     INSTALL: str
     """The command that installs what the engine needs."""
+
+    PRECISIONS: tuple[Precision, ...]
+    """What ``build`` can build."""
 
     def devices(self) -> Sequence[Device]:
         """Devices usable here, the default one first. EngineUnavailable, which says why, when there is none."""

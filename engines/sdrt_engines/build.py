@@ -9,19 +9,20 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from sdrt import bundle as bundles
-from sdrt import strict_json
-from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, TensorSpec, solve, split_dim
-from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, find_engine, open_session
+from sdrt import by_component, strict_json
+from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
+from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
 from sdrt.errors import BuildError, InputError
 from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
+from sdrt_engines.calibration import PROMPTS, RANGES, SCALES, Recorder
 
 Report = Callable[[str, str, float], object]
 """(component, what is being done, fraction of the whole in [0, 1])"""
@@ -42,15 +43,25 @@ def build(
     module = find_engine(engine)
     module.devices()  # an engine that is not usable here says so before anything is written
     _check(origin, options)
+    precisions = _precisions(origin, options, engine, module.PRECISIONS)
+    recorder = _recorder(origin, options, set(precisions.values()))
     with new_directory(out, force=force, sources=[origin.root]) as staging:
         components: dict[str, Component] = {}
         names = list(origin.manifest.components)
         for done, name in enumerate(names):
             report(name, "build", done / len(names))
             component = origin.component(name)
+
+            def told(what: str, fraction: float, name: str = name, done: int = done) -> None:
+                report(name, what, (done + 0.7 * fraction) / len(names))
+
+            def samples(name: str = name, told: Callable[[str, float], None] = told) -> Samples:
+                return recorder.samples(name, lambda what, fraction: told(what, 0.5 * fraction))
+
+            own = replace(options, precision=precisions[name], samples=samples, report=told)
             component = replace(
                 component,
-                artifact=module.build(origin, name, staging, options),
+                artifact=module.build(origin, name, staging, own),
                 config=component.config and _copy(origin, component.config, staging),
                 reference=component.reference and _copy(origin, component.reference, staging),
                 constants=component.constants and _copy(origin, component.constants, staging),
@@ -97,6 +108,31 @@ def _check(origin: Bundle, options: BuildOptions) -> None:
             )
     if options.batch is not None and options.batch < 1:
         raise InputError(f"--batch {options.batch}: expected at least 1")
+
+
+def _precisions(
+    origin: Bundle, options: BuildOptions, engine: str, known: tuple[Precision, ...]
+) -> dict[str, Precision]:
+    """The precision of each component; InputError or BuildError, which list what there is, before anything is built."""
+    default: Precision = "fp32"
+    precisions = by_component.resolve(options.precision, origin.manifest.components, default, "--precision")
+    for name, precision in precisions.items():
+        if precision not in get_args(Precision):
+            raise InputError(
+                f"--precision: {precision!r} is no precision; there are {', '.join(get_args(Precision))}",
+                "--precision VALUE, or by component: --precision unet=VALUE,vae_decoder=VALUE",
+            )
+        if precision not in known:
+            raise BuildError(f"{name}: {engine} builds {', '.join(known)}; asked for {precision}", "choose one of them")
+    return precisions
+
+
+def _recorder(origin: Bundle, options: BuildOptions, precisions: set[Precision]) -> Recorder:
+    few = not precisions & {"int8", "fp8"}
+    effort = RANGES if few else SCALES
+    if options.prompts:
+        effort = replace(effort, prompts=min(effort.prompts, len(options.prompts)) if few else len(options.prompts))
+    return Recorder(origin, effort, options.prompts or PROMPTS, options.shapes[0] if options.shapes else None)
 
 
 def _copy(origin: Bundle, file: File, staging: Path) -> File:

@@ -9,15 +9,17 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 
-from sdrt.bundle import Artifact, Bundle, Component, solve
+from sdrt.bundle import Artifact, Bundle, Component, Precision, solve
 from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
 from sdrt_engines.graph.shapes import profiles
 
 OPENS = ("*",)
 INSTALL = "nothing to install"
+PRECISIONS = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         (out / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path(file.path), out / file.path)
     built_from = artifact.files[0].sha256
-    return replace(artifact, engine="null", profiles=profiles(component, options), built_from=built_from)
+    return replace(
+        artifact,
+        engine="null",
+        precision=cast(Precision, options.precision),
+        profiles=profiles(component, options),
+        built_from=built_from,
+    )
 
 
 def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> NullSession:

@@ -1,17 +1,22 @@
-"""ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU."""
+"""ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU.
+
+In fp16, int8 and w8 the graph is saved as the passes leave it: ONNX Runtime would save its weights in float32 again.
+On x86 it has few float16 kernels: fp16 is computed in float32 there, rounded in between, and no faster. In int8, matrix
+products are computed in int8, convolutions in float32 from int8's values (benchmarks/LOG.md).
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from sdrt.bundle import MANIFEST, Artifact, Bundle, record
+from sdrt.bundle import MANIFEST, Artifact, Bundle, Precision, record
 from sdrt.engine import (
     ONNX,
     Array,
@@ -22,12 +27,15 @@ from sdrt.engine import (
     unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
-from sdrt_engines.graph import load_graph, name_dims, weights_folder
+from sdrt_engines.graph import fix_dims, load_graph, name_dims, weights_folder
+from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
+from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims, profiles
 
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class OrtOptions:
     spin: threads wait busily for work (faster, keeps cores busy between calls).
     optimization: how far the graph is rewritten when loading; "all" copies convolution weights into this CPU's layout
     (faster runs, slower load, a second copy in memory), "extended" leaves them mapped from the file.
+    unpack: make int8 weights float32 when loading (as much memory as fp32), instead of at each run.
     """
 
     prepack: bool = True
@@ -48,6 +57,7 @@ class OrtOptions:
     plan: bool = False
     spin: bool = True
     optimization: Literal["all", "extended", "basic", "none"] = "all"
+    unpack: bool = False
 
 
 _LEVELS = {
@@ -101,16 +111,41 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     if component.artifact.engine != ONNX:
         fix = "give the bundle that sdrt export wrote"
         raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
-    if options.precision != "fp32":
-        raise BuildError(
-            f"{name}: onnxruntime is built in fp32 only, asked for {options.precision}", "--precision fp32"
-        )
     if options.target not in (None, "any"):
         raise BuildError(
             f"{name}: onnxruntime's graphs run on any CPU, asked for target {options.target}", "leave it out"
         )
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
+    model = load_graph(source.path(component.artifact.files[0].path))
+    name_dims(model, component)
+    weights = weights_folder(model, source, component)
+    dims = fixed_dims(component, options)
+    if options.precision == "fp32":
+        _save_optimized(library, name, model, weights, dims, folder)
+        facts: dict[str, Any] = {"optimization": "extended"}
+    else:
+        held = Weights(model, weights)
+        facts = reduce(model, held, weights, source, component, options)
+        group_norm_as_instance_norm(model)
+        fix_dims(model, dims)
+        held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
+    names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
+    return Artifact(
+        engine="onnxruntime",
+        precision=cast(Precision, options.precision),
+        files=tuple(record(out, f"{name}/{file}") for file in names),
+        target="any",
+        profiles=profiles(component, options),
+        built_from=component.artifact.files[0].sha256,
+        facts={"onnxruntime": library.__version__, **facts},
+    )
+
+
+def _save_optimized(
+    library: Any, name: str, model: Any, weights: Path, dims: Mapping[str, int], folder: Path
+) -> None:  # fmt: skip
+    """Let ONNX Runtime optimise the graph, whose external data lie in ``weights``, and save it in ``folder``."""
     settings = library.SessionOptions()
     settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = str(folder / "model.onnx")
@@ -119,28 +154,15 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 4
-    for dim, size in fixed_dims(component, options).items():
+    for dim, size in dims.items():
         settings.add_free_dimension_override_by_name(dim, size)
-    model = load_graph(source.path(component.artifact.files[0].path))
-    name_dims(model, component)
     group_norm_as_instance_norm(model)
     # The rewritten graph is handed over in memory; its weights stay where they are.
-    weights = weights_folder(model, source, component)
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     try:
         library.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BuildError(f"{name}: onnxruntime {library.__version__} cannot load the graph: {error}") from error
-    names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
-    return Artifact(
-        engine="onnxruntime",
-        precision="fp32",
-        files=tuple(record(out, f"{name}/{file}") for file in names),
-        target="any",
-        profiles=profiles(component, options),
-        built_from=component.artifact.files[0].sha256,
-        facts={"onnxruntime": library.__version__, "optimization": "extended"},
-    )
 
 
 def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> OrtSession:
@@ -170,6 +192,11 @@ class OrtSession:
             settings.intra_op_num_threads = options.threads
         settings.add_session_config_entry("session.disable_prepacking", "0" if own.prepack else "1")
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spin else "0")
+        settings.add_session_config_entry("session.disable_quant_qdq", "1" if own.unpack else "0")
+        # Without it int8 becomes uint8 on x86, by a rewriting that leaves products unfused whose input others share.
+        settings.add_session_config_entry("session.qdqisint8allowed", "1")
+        # Matrix products with int8 weights: 1 computes in float32; the default, 4, would round activations to int8.
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         entry = bundle.path(self.spec.artifact.files[0].path)
         try:
             self._session = library.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])

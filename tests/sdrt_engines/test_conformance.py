@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -67,6 +67,13 @@ def test_devices(engine: str) -> None:
     devices = find_engine(engine).devices()
     assert devices
     assert all(device.name == device.name.lower() and device.description for device in devices)
+
+
+def test_precisions(engine: str) -> None:
+    """fp32 is what a build is in when nothing else is asked for."""
+    precisions = find_engine(engine).PRECISIONS
+    assert "fp32" in precisions
+    assert set(precisions) <= set(get_args(bundle.Precision))
 
 
 def test_outputs_have_their_names_types_and_shapes(session: Session) -> None:

@@ -76,7 +76,6 @@ def test_several_shapes_are_profiles(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BuildOptions(precision="int8"), "onnxruntime is built in fp32 only"),
         (BuildOptions(target="sm86"), "asked for target sm86"),
         (BuildOptions(shapes=((65, 64),)), "multiples of 8"),
         (BuildOptions(batch=0), "--batch 0"),

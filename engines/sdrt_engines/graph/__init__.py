@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def load_graph(path: Path) -> Any:
     except ImportError as error:
         raise EngineUnavailable(f"building needs onnx, which cannot be imported: {error}", "pip install onnx") from None
     return onnx.load(str(path), load_external_data=False)
+
+
+def fix_dims(model: Any, dims: Mapping[str, int]) -> None:
+    """Give symbolic dimensions of the graph's inputs and outputs (``H/8``) a size; see ``shapes.fixed_dims``."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in dims:
+                dim.dim_value = dims[dim.dim_param]  # the two exclude each other
 
 
 def weights_folder(model: Any, source: Bundle, component: Component) -> Path:

@@ -1,0 +1,123 @@
+"""Initializers outside the graph's own file: read one at a time from the mapped file, and written one at a time.
+
+A full-size U-Net's weights are 3.4 GB. A pass declares what a weight becomes as a function of what it was; the function
+is called when the weight is written, and its result is dropped before the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+ALIGNMENT = 4096
+"""Bytes. Pages, so that an engine can map each tensor from the file."""
+
+INLINE = 1024
+"""Bytes. Smaller tensors stay in the graph, where shape inference sees them."""
+
+
+class Weights:
+    """The values of a graph's initializers, by name: views of the mapped file, or what passes declared instead.
+
+    ``folder`` is where the graph's external data lie.
+    """
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._graph = model.graph
+        self._folder = folder
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._made: dict[str, Callable[[], Array]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Array:
+        """The values of one initializer. Read only when they come from the file."""
+        if (make := self._made.get(name)) is not None:
+            return make()
+        return _read(self._tensors[name], self._folder)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].dims)
+
+    def dtype(self, name: str) -> int:
+        """ONNX's number of the element type."""
+        return int(self._tensors[name].data_type)
+
+    def declare(self, name: str, dtype: int, dims: tuple[int, ...], make: Callable[[], Array]) -> str:
+        """Add an initializer whose values ``make`` computes when they are written; returns its name.
+
+        A name that is declared already keeps what it was declared to be.
+        """
+        from onnx import TensorProto
+
+        if name not in self._tensors:
+            self._graph.initializer.append(TensorProto(name=name, data_type=dtype, dims=dims))
+            self._tensors[name] = self._graph.initializer[-1]
+            self._made[name] = make
+        return name
+
+    def constant(self, name: str, values: Any) -> str:
+        """Add a small initializer; returns its name."""
+        from onnx.helper import np_dtype_to_tensor_dtype
+
+        array = np.asarray(values)
+        return self.declare(name, np_dtype_to_tensor_dtype(array.dtype), array.shape, lambda: array)
+
+    def save(self, model: Any, folder: Path, report: Callable[[float], object] = lambda _: None) -> list[str]:
+        """Write the graph as ``model.onnx``, and its weights as ``model.onnx.data``; returns the files' names.
+
+        Initializers that no node reads any more are left out. ``report`` is called with the fraction that is written.
+        """
+        used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+        kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+        self._tensors |= {tensor.name: tensor for tensor in kept}  # other passes add small ones of their own
+        names = ["model.onnx"]
+        written: list[Any] = []
+        with (folder / "model.onnx.data").open("wb") as file:
+            for done, tensor in enumerate(kept):
+                report(done / len(kept))
+                written.append(_write(tensor.name, tensor.data_type, np.asarray(self[tensor.name], order="C"), file))
+            if file.tell():
+                names.append("model.onnx.data")
+        if len(names) == 1:
+            (folder / "model.onnx.data").unlink()
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(written)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        return names
+
+
+def _read(tensor: Any, folder: Path) -> Array:
+    from onnx import TensorProto, helper, numpy_helper
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return np.asarray(numpy_helper.to_array(tensor))
+    where = {item.key: item.value for item in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    offset = int(where.get("offset", 0))
+    return np.memmap(folder / where["location"], dtype, "r", offset, tuple(tensor.dims))
+
+
+def _write(name: str, dtype: int, array: Array, file: Any) -> Any:
+    from onnx import TensorProto
+
+    tensor = TensorProto(name=name, data_type=dtype, dims=array.shape)
+    if array.nbytes < INLINE:
+        tensor.raw_data = array.tobytes()
+        return tensor
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "model.onnx.data"), ("offset", file.tell()), ("length", array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    file.write(array.data)
+    return tensor

@@ -1,0 +1,59 @@
+"""From a float32 graph to one in another precision: what an engine that takes precision from the graph begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdrt import strict_json
+from sdrt.bundle import Bundle, Component
+from sdrt.engine import BuildOptions
+from sdrt.errors import BuildError
+from sdrt_engines.graph import quantize, ranges
+from sdrt_engines.graph.external import Weights
+from sdrt_engines.graph.half import to_half
+
+PRECISIONS = ("fp16", "int8", "w8")
+"""What ``reduce`` knows beside fp32, which needs no pass."""
+
+
+def reduce(
+    model: Any, weights: Weights, folder: Path, source: Bundle, component: Component, options: BuildOptions
+) -> dict[str, Any]:
+    """Rewrite a ModelProto, whose external data lie in ``folder``, for ``options.precision``; returns the facts.
+
+    The graph's inputs and outputs keep their names, types and shapes. Only ONNX's own operators come in.
+    """
+    if options.precision == "fp16":
+        samples = options.samples()
+        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.9))
+        facts = to_half(model, weights, seen, upcast_attention=_upcasts_attention(source, component))
+        facts["calibration"] = dict(samples.facts)
+    elif options.precision == "int8":
+        samples = options.samples()
+        read = {t.activation for t in quantize.targets(model, weights) if not t.keep}
+        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.65))
+        largest = {name: seen.largest[name] for name in sorted(read)}
+        clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
+        facts = quantize.to_int8(model, weights, clips)
+        facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
+        facts["calibration"] = dict(samples.facts)
+    elif options.precision == "w8":
+        facts = quantize.weights_to_int8(model, weights)
+    else:
+        raise BuildError(f"precision {options.precision} has no pass; there are {', '.join(PRECISIONS)}")
+    return facts
+
+
+def _part(report: ranges.Report, start: float, end: float) -> ranges.Report:
+    """A report of 0 to 1 that is ``start`` to ``end`` of the whole. Recording samples is what comes before 0.5."""
+    return lambda what, fraction: report(what, start + (end - start) * fraction)
+
+
+def _upcasts_attention(source: Bundle, component: Component) -> bool:
+    """SD 2.x's ``"upcast_attention": true``: known from training to overflow, whatever calibration saw."""
+    if component.config is None:
+        return False
+    config = strict_json.read(source.path(component.config.path))
+    return isinstance(config, Mapping) and bool(config.get("upcast_attention"))

@@ -1,0 +1,244 @@
+"""int8, in the form that every engine reads: QuantizeLinear and DequantizeLinear of ONNX's own domain.
+
+Weights are int8 with one scale an output channel; activations, where they are quantised, int8 with one scale a tensor.
+Zero points are 0, as TensorRT wants it. What the residual sums carry stays float: only what a convolution or a matrix
+product reads is quantised, once a tensor, however many nodes read it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdrt_engines.graph.external import Weights
+from sdrt_engines.graph.ranges import element_types, step
+
+FLOAT, INT8 = 1, 3
+"""ONNX's numbers of the two types."""
+
+SCHEME = "symmetric, zero point 0; weights: one scale an output channel"
+"""For the artifact's facts."""
+
+SMALL = 256
+"""Elements. A smaller weight stays float: its scales and its node cost what it saves."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A node that multiplies an activation by a constant weight. ``axis``: the weight's output channels.
+
+    ``keep``: why int8 leaves it float, or "" (decibels: a tiny U-Net over recorded inputs, benchmarks/LOG.md):
+
+    first, last: the convolution next to a picture-shaped input or output of the graph. Little work, and nothing comes
+    after, or before, that could make up for it: 46 dB with either of them alone in int8.
+    stream: a 1x1 convolution of what the residual sums carry (ResNet shortcuts, the way out of a transformer). Little
+    work, and rounding it is rounding the stream itself (41.9 dB for all others with them, 47.3 dB without).
+    rows: one row a picture, as the time embedding is. No work worth saving; its rounding was not seen (75 dB alone).
+    """
+
+    node: Any
+    activation: str
+    weight: str
+    axis: int
+    keep: str = ""
+
+
+def targets(model: Any, weights: Weights) -> list[Target]:
+    """Every Conv, MatMul and Gemm with a constant float weight that is worth it, in the graph's order."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    ends = _ends(model, weights, makers)
+    found = []
+    for node in model.graph.node:
+        axis = _output_axis(node, weights)
+        if axis is None:
+            continue
+        if node.op_type == "Gemm":
+            keep = "rows"
+        elif node.output[0] in ends:
+            keep = ends[node.output[0]]
+        else:
+            keep = "stream" if _is_pointwise(node, weights) and _reads_stream(node, makers) else ""
+        found.append(Target(node, node.input[0], node.input[1], axis, keep))
+    return found
+
+
+def _is_pointwise(node: Any, weights: Weights) -> bool:
+    return node.op_type == "Conv" and set(weights.dims(node.input[1])[2:]) == {1}
+
+
+def _reads_stream(node: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether the node reads a sum, what was joined to it, or a convolution: anything but a norm or an activation."""
+    maker = makers.get(node.input[0])
+    while maker is not None and maker.op_type in ("Reshape", "Transpose", "Resize"):
+        maker = makers.get(maker.input[0])
+    return maker is not None and maker.op_type in ("Add", "Concat", "Conv")
+
+
+def _output_axis(node: Any, weights: Weights) -> int | None:
+    """The axis of the weight's output channels; None when the node is no target."""
+    if node.op_type not in ("Conv", "MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+        return None
+    activation, weight = node.input[:2]
+    if activation in weights or weight not in weights or weights.dtype(weight) != FLOAT:
+        return None
+    dims = weights.dims(weight)
+    # A stack of matrices has no one axis of output channels.
+    if int(np.prod(dims)) < SMALL or len(dims) < 2 or (node.op_type == "MatMul" and len(dims) > 2):
+        return None
+    rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if rows else 1
+
+
+def _ends(model: Any, weights: Weights, makers: Mapping[str, Any]) -> dict[str, str]:
+    """The targets next to picture-shaped inputs and outputs: their output's name → first or last."""
+    types = element_types(model)
+    readers: dict[str, list[Any]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+
+    def walk(values: Any, next_nodes: Callable[[str], list[Any]], side: str) -> Iterable[str]:
+        waiting = [v.name for v in values if len(v.type.tensor_type.shape.dim) == 4]
+        seen = set(waiting)
+        while waiting:
+            for node in next_nodes(waiting.pop()):
+                if _output_axis(node, weights) is not None:
+                    yield node.output[0]
+                    continue
+                if node.op_type == "Conv" and not _is_pointwise(node, weights):
+                    continue  # small, and float for that; a VAE's 1x1 convolutions over latents are passed through
+                more = {name for name in getattr(node, side) if types.get(name) == FLOAT and name not in weights}
+                waiting += more - seen
+                seen |= more
+
+    def before(name: str) -> list[Any]:
+        return [makers[name]] if name in makers else []
+
+    found = dict.fromkeys(walk(model.graph.output, before, "input"), "last")
+    return found | dict.fromkeys(walk(model.graph.input, lambda name: readers[name], "output"), "first")
+
+
+def weights_to_int8(model: Any, weights: Weights) -> dict[str, Any]:
+    """Weights in int8, compute in float32. In place; returns the facts: how many nodes, by operator.
+
+    Embeddings too: rows are gathered in int8, then scaled, by columns.
+    """
+    rewriting = _Rewriting(model, weights)
+    found = targets(model, weights)
+    for target in found:
+        rewriting.weight(target)
+    embeddings = [node for node in model.graph.node if _is_embedding(node, weights)]
+    for node in embeddings:
+        rewriting.embedding(node)
+    rewriting.finish()
+    return {"quantized": _by_operator([target.node for target in found] + embeddings), "scheme": SCHEME}
+
+
+def to_int8(model: Any, weights: Weights, clips: Mapping[str, float], *, keep: bool = True) -> dict[str, Any]:
+    """Weights and activations in int8. In place; returns the facts: how many nodes, by operator, and what stayed float.
+
+    clips: the clipping value of each activation that a target reads. keep: leave float what ``Target.keep`` says.
+    """
+    rewriting = _Rewriting(model, weights)
+    found = targets(model, weights)
+    chosen = [target for target in found if not (keep and target.keep)]
+    for target in chosen:
+        rewriting.weight(target)
+        rewriting.activation(target, clips[target.activation])
+    rewriting.finish()
+    kept = Counter(f"{target.node.op_type}: {target.keep}" for target in found if keep and target.keep)
+    return {
+        "quantized": _by_operator([target.node for target in chosen]),
+        "kept_float": dict(sorted(kept.items())),
+        "scheme": f"{SCHEME}; activations: one scale a tensor",
+    }
+
+
+def _by_operator(nodes: Iterable[Any]) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))
+
+
+def _is_embedding(node: Any, weights: Weights) -> bool:
+    if node.op_type != "Gather" or node.input[0] not in weights:
+        return False
+    if any(a.name == "axis" and a.i for a in node.attribute):
+        return False
+    dims = weights.dims(node.input[0])
+    return weights.dtype(node.input[0]) == FLOAT and len(dims) == 2 and int(np.prod(dims)) >= SMALL
+
+
+class _Rewriting:
+    """Nodes to be added to a graph, each once and behind what it reads."""
+
+    def __init__(self, model: Any, weights: Weights) -> None:
+        self._graph = model.graph
+        self._weights = weights
+        self._behind: dict[str, list[Any]] = defaultdict(list)  # by the tensor that they read; "": by none
+        self._done: set[str] = set()
+
+    def weight(self, target: Target) -> None:
+        """Let the target read its weight through DequantizeLinear."""
+        from onnx import helper
+
+        name = f"{target.weight}.dequantized.{target.axis}"
+        if name not in self._done:
+            self._done.add(name)
+            pair = self._int8(target.weight, target.axis)
+            self._behind[""].append(helper.make_node("DequantizeLinear", pair, [name], axis=target.axis))
+        target.node.input[1] = name
+
+    def embedding(self, node: Any) -> None:
+        """Gather rows in int8, then scale them by columns."""
+        from onnx import helper
+
+        y = node.output[0]
+        table, scales = self._int8(node.input[0], 1)
+        node.input[0], node.output[0] = table, f"{y}.int8"
+        self._behind[node.output[0]].append(helper.make_node("DequantizeLinear", [f"{y}.int8", scales], [y], axis=-1))
+
+    def activation(self, target: Target, clip: float) -> None:
+        """Let the target read its activation through QuantizeLinear and DequantizeLinear."""
+        from onnx import helper
+
+        x = target.activation
+        if x not in self._done:
+            self._done.add(x)
+            scale = self._weights.constant(f"{x}.int8.scale", np.float32(step(clip)))
+            zero = self._weights.constant("int8.zero", np.zeros((), np.int8))
+            self._behind[x] += [
+                helper.make_node("QuantizeLinear", [x, scale, zero], [f"{x}.int8"]),
+                helper.make_node("DequantizeLinear", [f"{x}.int8", scale, zero], [f"{x}.dequantized"]),
+            ]
+        target.node.input[0] = f"{x}.dequantized"
+
+    def finish(self) -> None:
+        nodes = list(self._behind[""])
+        for value in self._graph.input:
+            nodes += self._behind[value.name]
+        for node in self._graph.node:
+            nodes.append(node)
+            for name in node.output:
+                nodes += self._behind[name] if name else []
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+
+    def _int8(self, name: str, axis: int) -> tuple[str, str]:
+        """Names of a float weight's int8 values and of their float32 scales, one an index of ``axis``."""
+        values = self._weights[name]
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        most = np.maximum(values.max(others), -values.min(others))
+        scales = np.array([step(float(largest)) for largest in most], np.float32)
+        column = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+
+        def make() -> NDArray[Any]:
+            return np.clip(np.rint(self._weights[name] / column), -127, 127).astype(np.int8)
+
+        return (
+            self._weights.declare(f"{name}.int8.{axis}", INT8, values.shape, make),
+            self._weights.constant(f"{name}.int8.{axis}.scale", scales),
+        )
