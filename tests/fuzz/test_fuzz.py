@@ -188,12 +188,11 @@ class TestFound:
                 assert got[name].flags.writeable
 
     def test_hostile_arrays(self, tmp_path: Path) -> None:
-        for name, raw in archives.monsters():
+        for _, raw in archives.monsters():
             (tmp_path / "x.npz").write_bytes(raw)
             started = time.process_time()
             with pytest.raises(BundleError, match=r"x\.npz: cannot be read: "):
                 bundle.read_arrays(bundle.Bundle(tmp_path, manifest.manifest()), "x.npz")
-                pytest.fail(name)
             self.within(2, started)
 
     def test_an_array_that_inflates_beyond_its_size(self, tmp_path: Path) -> None:
