@@ -390,7 +390,7 @@ def test_the_models_own_config_may_hold_what_nobody_knows(null: Pipeline, caplog
     null.scheduler_config = {**null.scheduler_config, "predict_epsilon": True, "variance_type": "fixed_small"}
     for name in (None, "Euler", "DPM++ 2M"):
         null("a fox", num_inference_steps=1, scheduler=name)
-    assert "unknown option 'predict_epsilon' is passed over" in caplog.text
+    assert "unknown options are passed over: 'predict_epsilon'" in caplog.text
     with pytest.raises(sdrt.InputError, match="no option 'predict_epsilon'"):
         null("a fox", num_inference_steps=1, scheduler=null.scheduler_config)
 
