@@ -392,10 +392,10 @@ class Bundle:
             return self.manifest.components[name]
         except KeyError:
             held = ", ".join(self.manifest.components)
-            raise BundleError(
-                f"{self.root}: has no component {name!r}; it holds {held}",
-                f"export it again without --component, or with --component {name}",
-            ) from None
+            fix = f"export it again without --component, or with --component {name}"
+            if self.manifest.unhashed():
+                fix = f"export the checkpoint with sdrt export: this directory has no {name} that sdrt can use"
+            raise BundleError(f"{self.root}: has no component {name!r}; it holds {held}", fix) from None
 
 
 def inside(root: Path, relative: str) -> Path:

@@ -31,7 +31,8 @@ _UPRIGHT = {
 def rgb(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     """Any picture → upright 8-bit RGB: a PNG, JPEG or WebP file, a PIL picture of any mode, or an array.
 
-    Arrays are u8[H,W,3], u8[H,W] (grey) or floating point [H,W,3] in [0,1]. The EXIF orientation is applied.
+    Arrays are u8[H,W,3], u8[H,W] (grey) or floating point [H,W,3] in [0,1]. The orientation of the EXIF block is
+    applied (of a file, that one alone; of a PIL picture without one, what Pillow takes from elsewhere).
     Transparency is dropped, as in diffusers, with a warning in the log. 16-bit grey is scaled to 8 bits; PIL's mode I
     counts as 16 bits, its mode F as 0 to 255. Raises InputError for what is no picture, damaged, or too large.
     """

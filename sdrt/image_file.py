@@ -107,12 +107,15 @@ def read(path: Path) -> tuple[Image.Image, int]:
 
 def _content(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
-            raise InputError(f"{path}: is not a file, expected a picture", _FIX)
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+        raw = b""
+        if regular:  # a pipe would wait for its writer
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", _FIX) from None
+    if not regular:
+        raise InputError(f"{path}: is not a file, expected a picture", _FIX)
     if len(raw) > MAX_BYTES:
         raise InputError(f"{path}: is larger than {MAX_BYTES} bytes", "save it smaller, or as JPEG")
     return raw

@@ -101,9 +101,12 @@ class PromptEncoder:
     def check_clip_skip(self, skip: int) -> None:
         """InputError unless the text encoder can leave out that many layers."""
         if skip and self.spec.clip_skip is None:
-            raise InputError(f"clip_skip is {skip}, but {self.spec.component} was exported without it")
+            raise InputError(
+                f"clip_skip is {skip}, but {self.spec.component} was exported without it",
+                "leave it out, or export the checkpoint with sdrt export",
+            )
         if self.spec.clip_skip is not None and skip >= self.spec.clip_skip.layers:
-            raise InputError(f"clip_skip is {skip}, {self.spec.component} has {self.spec.clip_skip.layers} layers")
+            raise InputError(f"clip_skip is {skip}, {self.spec.component} has at most {self.spec.clip_skip.layers - 1}")
 
     def _skipped(self, outputs: dict[str, NDArray[Any]], row: int, skip: int) -> NDArray[Any]:
         """The hidden state before the last ``skip`` layers, as in diffusers: normed where the last one is."""

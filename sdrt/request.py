@@ -68,7 +68,7 @@ class GenerationRequest:
     "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
 
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
-    one a prompt. Without width and height the picture's own size counts, rounded down to what the model can; with one
+    one a prompt (all of a prompt's pictures start from its own). Without width and height the picture's own size counts, rounded down to what the model can; with one
     of them the other follows the picture's shape. strength in (0, 1]: the part of the steps that is run on it; 1 keeps
     almost nothing. sample_mode: "sample" draws the picture's latents from the encoder's distribution, as diffusers
     does; "argmax" takes its mean.
@@ -180,9 +180,10 @@ class GenerationRequest:
         if self.latents is not None:
             raise InputError("image and latents are both given", "give one: latents are where text to image starts")
         if int(self.num_inference_steps * strength) < 1:
+            least = math.ceil(10_000 / self.num_inference_steps) / 10_000
             raise InputError(
                 f"strength {strength:g} of {self.num_inference_steps} steps leaves no step to run",
-                f"give strength of at least {1 / self.num_inference_steps:.3g}, or more steps",
+                f"give strength of at least {least:g}, or more steps",
             )
         several: list[Any] = list(self.image) if isinstance(self.image, (list, tuple)) else [self.image]
         if len(several) not in (1, prompts):
@@ -214,26 +215,28 @@ class GenerationRequest:
     def _fitted(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
         """The size to make from a picture, with a message in the log when it is not the picture's own."""
         own = self.pictures[0].size
+
+        def whole(side: float) -> int:
+            return max(multiple, round(side / multiple) * multiple)
+
         if self.width is None and self.height is None:
-            if own[0] * own[1] > MAX_GROWTH * default[0] * default[1]:
-                shrink = math.sqrt(default[0] * default[1] / (own[0] * own[1]))
-                near = [max(multiple, round(side * shrink / multiple) * multiple) for side in own]
-                raise InputError(
-                    f"the picture is {own[0]}x{own[1]}, the model's own size {default[0]}x{default[1]}",
-                    f"say which size to make: width {near[0]}, height {near[1]}",
-                )
             width, height = (side // multiple * multiple for side in own)
         else:
-            width, height = self.width, self.height  # type: ignore[assignment]
-            if self.width is None:
-                width = max(multiple, round(own[0] * height / own[1] / multiple) * multiple)
-            elif self.height is None:
-                height = max(multiple, round(own[1] * width / own[0] / multiple) * multiple)
-        if width < 1 or height < 1 or width % multiple or height % multiple or max(width, height) > MAX_SIDE:
+            width = self.width or whole(own[0] * (self.height or 0) / own[1])
+            height = self.height or whole(own[1] * width / own[0])
+        if min(width, height) < 1 or width % multiple or height % multiple or max(width, height) > MAX_SIDE:
             raise InputError(
                 f"the picture is {own[0]}x{own[1]}, to be made as {width}x{height}: both sides must be multiples of"
                 f" {multiple}, at least {multiple} and at most {MAX_SIDE}",
-                "give width and height",
+                f"try width {min(whole(width), MAX_SIDE)} and height {min(whole(height), MAX_SIDE)}",
+            )
+        asked = self.width is not None and self.height is not None
+        if not asked and width * height > MAX_GROWTH * default[0] * default[1]:
+            shrink = math.sqrt(default[0] * default[1] / (own[0] * own[1]))
+            near = [whole(side * shrink) for side in own]
+            raise InputError(
+                f"the picture would be made as {width}x{height}, the model's own size is {default[0]}x{default[1]}",
+                f"say which size to make: width {near[0]} and height {near[1]}, for instance",
             )
         if (width, height) != own:
             logger.warning("the picture is resized from %dx%d to %dx%d", *own, width, height)

@@ -101,6 +101,10 @@ SDXL_SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
     "use_karras_sigmas": False,
     "trained_betas": None,
+    "clip_sample": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
 }
 """scheduler_config.json of Stable Diffusion XL base 1.0."""
 
