@@ -160,7 +160,10 @@ def _name(root: Path) -> str:
 def _file(root: Path, relative: str) -> File:
     path = inside(root, relative)
     if not os.path.isfile(path):
-        raise BundleError(f"{root}: {relative} is missing", "copy the directory again, or export it again")
+        fix = "copy the directory again, or export it again"
+        if path.name in _TOKENIZER_FILES[:2] and (path.parent / "tokenizer.json").is_file():
+            fix = "put vocab.json and merges.txt of the model's original tokenizer beside tokenizer.json"
+        raise BundleError(f"{root}: {relative} is missing", fix)
     return File(relative, path.stat().st_size, None)
 
 

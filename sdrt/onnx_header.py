@@ -27,6 +27,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH = 7  # ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # GraphProto
 _TENSOR_TYPE, _TENSOR_NAME, _EXTERNAL_DATA = 2, 8, 13  # TensorProto
+_FLOAT8 = 17
+"""The first of the element types that no precision of ours stands for: 8-bit floats, and all of fewer bits."""
 _DTYPES: dict[int, DType] = {
     1: "f32", 2: "u8", 3: "i8", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 16: "bf16"
 }  # fmt: skip
@@ -121,6 +123,11 @@ class _Walk:
                 names.add(self._text(field))
             elif field.number == _TENSOR_TYPE and field.value in _DTYPES:
                 dtypes.add(_DTYPES[field.value])
+            elif field.number == _TENSOR_TYPE and field.value >= _FLOAT8:
+                raise BundleError(
+                    f"{self._path}: has weights of element type {field.value} of ONNX, of 8-bit floats or fewer bits",
+                    "use float32, float16 or int8 weights",
+                )
             elif field.number == _EXTERNAL_DATA:
                 key, value = self._entry(self._bytes(field))
                 if key == "location":

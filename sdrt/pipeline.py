@@ -34,6 +34,9 @@ replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
 SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled", "time_ids")
 """What this version can feed a denoiser with."""
 
+TIME_IDS = 6
+"""Numbers in ``time_ids``: original size, crop's top left corner and target size."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -106,6 +109,7 @@ class Pipeline:
         self._text = TextConditioner(bundle, sessions)
         self.scheduler_config: dict[str, Any] = schedulers.read_config(bundle.path(facts.scheduler))
         self._turn = threading.Lock()
+        self._sessions_lock = threading.Lock()  # a session is opened by a generation, and closed from any thread
         self._turn_owner: int | None = None
         self._cancelled = threading.Event()
         self._closed = False
@@ -216,9 +220,10 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the sessions; the pipeline cannot be used any more."""
-        self._closed = True
-        for session in self.sessions.values():
-            session.close()
+        with self._sessions_lock:
+            self._closed = True
+            for session in self.sessions.values():
+                session.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -233,7 +238,7 @@ class Pipeline:
     def _prepare(self, request: GenerationRequest) -> _Run:
         """Everything about a request that can be refused before anything is computed."""
         if self._closed:
-            raise InputError("the pipeline is closed", "load it again with Pipeline.from_pretrained")
+            raise _closed()
         space = self.bundle.manifest.latents
         size = request.size((space.default_width, space.default_height), space.downscale)
         shape = (space.channels, size[1] // space.downscale, size[0] // space.downscale)
@@ -339,11 +344,7 @@ class Pipeline:
 
     def _encode(self, request: GenerationRequest, size: tuple[int, int], generators: Sequence[TorchGenerator]) -> Array:
         """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
-        if "vae_encoder" not in self.sessions:
-            if self._opener is None:
-                raise InputError("this pipeline was made without a vae_encoder session", "Pipeline.from_pretrained")
-            self.sessions["vae_encoder"] = self._opener("vae_encoder")
-        session, space = self.sessions["vae_encoder"], self.bundle.manifest.latents
+        session, space = self._session("vae_encoder"), self.bundle.manifest.latents
         moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
         latents = []
         for picture, generator in zip(request.pictures, generators, strict=True):
@@ -359,6 +360,17 @@ class Pipeline:
                 z = mean + deviation * generator.randn(mean.shape)
             latents.append((z - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
         return np.concatenate(latents)
+
+    def _session(self, name: str) -> Session:
+        """The session of a component that only some tasks need, opened at the first use."""
+        with self._sessions_lock:
+            if self._closed:
+                raise _closed()
+            if name not in self.sessions:
+                if self._opener is None:
+                    raise InputError(f"this pipeline was made without a session of {name}", "Pipeline.from_pretrained")
+                self.sessions[name] = self._opener(name)
+            return self.sessions[name]
 
     def _called_back(self, callback: Callback, step: Step) -> Step:
         try:
@@ -377,6 +389,10 @@ class Pipeline:
         return replace(step, latents=latents)
 
 
+def _closed() -> InputError:
+    return InputError("the pipeline is closed", "load it again with Pipeline.from_pretrained")
+
+
 def _check_sources(bundle: Bundle) -> None:
     """BundleError unless this version can make all that feeds the denoiser, and what it gives is latents again."""
     facts, denoiser, again = bundle.manifest, bundle.manifest.denoiser, "export the checkpoint again"
@@ -388,12 +404,19 @@ def _check_sources(bundle: Bundle) -> None:
             )
     wanted = {source for sources in denoiser.inputs.values() for source in sources}
     if not facts.text_encoders and "text.hidden_states" in wanted:
-        raise BundleError(f"{bundle.root}: has no text encoder", "export the checkpoint without --component")
+        raise BundleError(f"{bundle.root}: has no text encoder", "export the whole checkpoint with sdrt export")
     if "text.pooled" in wanted and not any(text.pooled for text in facts.text_encoders):
         raise BundleError(
             f"{denoiser.component}: is fed by 'text.pooled', which no text encoder of the bundle gives", again
         )
     unet = bundle.component(denoiser.component)
+    widths = {"text.hidden_states": _text_width(bundle), "time_ids": TIME_IDS}
+    for spec in unet.inputs:
+        for source in denoiser.inputs[spec.name]:
+            wanted_width = spec.shape[-1] if spec.shape and source in widths else None
+            if isinstance(wanted_width, int) and widths[source] != wanted_width:
+                given_width = widths[source]
+                raise BundleError(f"{denoiser.component}: {spec} is fed by {source}, of {given_width} values", again)
     taken = next((spec.shape for spec in unet.inputs if denoiser.inputs[spec.name] == ("latents",)), None)
     given = next(spec.shape for spec in unet.outputs if spec.name == denoiser.output)
     if taken != given:
@@ -402,6 +425,17 @@ def _check_sources(bundle: Bundle) -> None:
     pictures = bundle.component("vae_decoder").outputs[0]
     if len(pictures.shape) != 4 or pictures.shape[1] != 3:
         raise BundleError(f"vae_decoder: output {pictures} is no RGB picture", again)
+
+
+def _text_width(bundle: Bundle) -> int:
+    """Features of all text encoders' hidden states, side by side."""
+    total = 0
+    for text in bundle.manifest.text_encoders:
+        width = next(o.shape[-1] for o in bundle.component(text.component).outputs if o.name == text.hidden_states)
+        if not isinstance(width, int):
+            raise BundleError(f"{text.component}: {text.hidden_states} has no fixed number of features")
+        total += width
+    return total
 
 
 def _time_ids(request: GenerationRequest, size: tuple[int, int]) -> Array:

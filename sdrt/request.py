@@ -68,10 +68,10 @@ class GenerationRequest:
     "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
 
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
-    one a prompt (all of a prompt's pictures start from its own). Without width and height the picture's own size counts, rounded down to what the model can; with one
-    of them the other follows the picture's shape. strength in (0, 1]: the part of the steps that is run on it; 1 keeps
-    almost nothing. sample_mode: "sample" draws the picture's latents from the encoder's distribution, as diffusers
-    does; "argmax" takes its mean.
+    one a prompt; all pictures of a prompt start from its own. Without width and height the picture's own size counts,
+    rounded down to what the model can; with one of them the other follows the picture's shape. strength in (0, 1]: the
+    part of the steps that is run on it; 1 keeps almost nothing. sample_mode: "sample" draws the picture's latents from
+    the encoder's distribution, as diffusers does; "argmax" takes its mean.
 
     original_size, crops_coords_top_left, target_size: (height, width) or (top, left) in pixels, for models that are
     told them (SDXL); None for the picture's own size.

@@ -16,7 +16,7 @@ from sdrt.cli import Command, common
 @click.argument("bundle", type=click.Path())
 @common.json_option
 def command(bundle: str, json_file: str | None) -> None:
-    """Show a bundle's components, tensors, sizes, precision and parity with torch.
+    """Show a bundle's components, tensors, sizes, precision and parity with its reference vectors.
 
     BUNDLE may also be a directory of ONNX models that optimum wrote.
     """

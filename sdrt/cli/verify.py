@@ -26,7 +26,10 @@ def command(
     extra: dict[str, str],
     json_file: str | None,
 ) -> None:
-    """Check the hashes of all files, then each component's outputs against torch's, on this machine, without torch."""
+    """Check the hashes of all files, then each component's outputs against its reference vectors, on this machine.
+
+    They are what torch computed (cases named ...-onnx: what ONNX Runtime computed in float32); torch is not needed.
+    """
     from tqdm import tqdm
 
     held = bundles.load(bundle)
@@ -67,7 +70,7 @@ def command(
         click.echo(_table(figures))
     if failed := list(dict.fromkeys(figure["component"] for figure in figures if not figure["passed"])):
         raise NumericsError(
-            f"{', '.join(failed)}: not what torch computed",
+            f"{', '.join(failed)}: not what the reference vectors say",
             "the engine on this machine is at fault: try another engine or device",
         )
 

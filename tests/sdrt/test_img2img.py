@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import sdrt
-from sdrt import image
+from sdrt.engine import open_session
 from sdrt.metrics import psnr
 from sdrt.pipeline import Pipeline
 from tests.conftest import Cli, Model
@@ -185,7 +186,7 @@ def test_batch_from_one_picture(pipe: Pipeline) -> None:
         assert psnr(pipe("a fox", seed=seed, **arguments).images[0], batch.images[i], 1.0) >= 90
 
 
-def test_steps_and_labels(null: Pipeline) -> None:
+def test_steps_begin_in_the_middle(null: Pipeline) -> None:
     steps = list(null.stream("a fox", image=photo(64, 64), strength=0.5, num_inference_steps=8, scheduler="DDIM"))
     assert [(step.index, step.total) for step in steps] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert [step.timestep for step in steps] == [376, 251, 126, 1]
@@ -256,9 +257,64 @@ def test_command(bundle: Path, cli: Cli, tmp_path: Path) -> None:
     assert "Traceback" not in missing.stderr
 
 
-def test_picture_range(pipe: Pipeline) -> None:
-    """What the encoder is given is in [-1, 1], so that decoding what it encoded gives the picture's own range."""
-    sample = image.to_sample(photo(64, 64), (64, 64))
-    assert sample.min() >= -1
-    assert sample.max() <= 1
-    assert sample.shape == (1, 3, 64, 64)
+def test_the_source_is_not_overwritten(bundle: Path, cli: Cli, tmp_path: Path) -> None:
+    photo(64, 64).save(tmp_path / "in.png")
+    before = (tmp_path / "in.png").read_bytes()
+    done = cli("generate", "a fox", "-m", bundle, "--init-image", tmp_path / "in.png", "-o", tmp_path / "in.png")
+    assert done.returncode == 1
+    assert "is the picture to start from" in done.stderr
+    assert (tmp_path / "in.png").read_bytes() == before
+
+
+def test_the_least_strength_that_is_named_is_enough() -> None:
+    for steps in range(2, 1001):
+        with pytest.raises(sdrt.InputError, match="leaves no step to run") as caught:
+            sdrt.GenerationRequest("a fox", image=photo(8, 8), strength=0.9 / steps, num_inference_steps=steps)
+        named = float(caught.value.fix.split("at least ")[1].split(",")[0])
+        assert sdrt.GenerationRequest("a", image=photo(8, 8), strength=named, num_inference_steps=steps).begin() < steps
+
+
+def test_closing_while_the_encoder_is_opened(bundle: Path) -> None:
+    """Whichever comes first, no session is left open, and the generation ends with a picture or an InputError."""
+    opened, may_close = threading.Event(), threading.Event()
+    pipe = Pipeline.from_pretrained(bundle, engine="null")
+    made: list[Any] = []
+
+    def slow(name: str) -> Any:
+        opened.set()
+        may_close.wait(0.2)
+        made.append(open_session(pipe.bundle, name, engine="null"))
+        return made[-1]
+
+    pipe._opener = slow
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pipe("a fox", image=photo(64, 64), num_inference_steps=2)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert opened.wait(10)
+    pipe.close()
+    may_close.set()
+    thread.join()
+    assert all(isinstance(error, sdrt.InputError) for error in errors)
+    for session in (*made, *pipe.sessions.values()):
+        with pytest.raises(sdrt.InputError, match="closed"):
+            session.run()
+
+
+def test_steps_of_sdxl_do_not_drift(models: Callable[[str], Model]) -> None:
+    """20 steps: what is rounded differently must not grow."""
+    theirs = load(models("sdxl").checkpoint, "StableDiffusionXLImg2ImgPipeline")
+    arguments: dict[str, Any] = {
+        "prompt": PROMPTS[0], "image": photo(64, 64), "strength": 0.9, "guidance_scale": 7.5, "num_inference_steps": 20,
+    }  # fmt: skip
+    with Pipeline.from_pretrained(models("sdxl").bundle) as pipe:
+        config = {**pipe.scheduler_config, "_class_name": "DDIMScheduler"}
+        expected = pictures(theirs, config, 3, **arguments)
+        got = pipe(**arguments, seed=3, scheduler="DDIM", output_type="np").images
+    assert psnr(expected, got, 1.0) >= 90

@@ -313,7 +313,7 @@ def test_long_prompt_is_never_cut_silently(null: Pipeline) -> None:
             {"latents": np.zeros((1, 4, 3, 3), np.float32)},
             r"latents has shape \[1, 4, 3, 3\], expected \[1, 4, 16, 16\]",
         ),
-        ({"clip_skip": 3}, "clip_skip is 3, text_encoder has 3 layers"),
+        ({"clip_skip": 3}, "clip_skip is 3, text_encoder has at most 2"),
     ],
     ids=str,
 )

@@ -54,7 +54,7 @@ def mismatch(checkpoint: Checkpoint) -> str | None:
 
 def _is_absent(checkpoint: Checkpoint, name: str) -> bool:
     entry = checkpoint.index.get(name)
-    return not isinstance(entry, list) or entry[:1] == [None]
+    return not isinstance(entry, list) or not entry or entry[0] is None
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
