@@ -86,7 +86,7 @@ class Checkpoint:
         paths = []
         for name in sorted(set(shards.values())):
             check_relative(name)
-            if not (index.parent / name).is_file():
+            if not os.path.isfile(index.parent / name):  # Path.is_file raises for a name that is too long
                 raise ExportError(
                     f"{index.parent / name}: is missing", "the checkpoint is incomplete: download it again"
                 )

@@ -14,6 +14,10 @@ from sdrt.schedulers import tables
 from sdrt.schedulers.tables import Array, Noise
 
 
+MAX_CLIP_RANGE = 1e9
+"""Far beyond any latents; float32 holds it."""
+
+
 @dataclass(frozen=True)
 class DDIMOptions(tables.TrainingSchedule):
     """Options of DDIMScheduler; names and defaults are diffusers'."""
@@ -27,8 +31,10 @@ class DDIMOptions(tables.TrainingSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.clip_sample_range > 0:
-            raise InputError(f"clip_sample_range is {self.clip_sample_range}, expected more than 0")
+        if not 0 < self.clip_sample_range <= MAX_CLIP_RANGE:
+            raise InputError(
+                f"clip_sample_range is {self.clip_sample_range}, expected more than 0, at most {MAX_CLIP_RANGE:g}"
+            )
 
 
 class DDIM:

@@ -43,6 +43,8 @@ SECONDS, SECONDS_PER_MIB = 2.0, 1.0
 """Of processor time: what one input may take, and what each MiB of it adds. So a busy machine makes no hang."""
 STUCK = 30.0
 """Seconds after which the parent ends a process that waits for something, or does not return to Python."""
+STARTING = 300.0
+"""Seconds that a process may take to import what it needs and to make the monsters."""
 MAX_MESSAGE = 2500
 """Characters of an error, which is read by a person."""
 
@@ -230,7 +232,7 @@ def run(name: str, count: int, seed: int, saved: Path | None = None, *, monsters
         progress, result = Path(folder) / "progress", Path(folder) / "result"
         while first < count:
             # The first stretch is that of seeds and monsters, so that only one process holds those.
-            progress.write_bytes(struct.pack("<q", first))
+            progress.write_bytes(struct.pack("<q", -1))
             result.unlink(missing_ok=True)
             # In stretches, so that a crash of the process costs little of the counting.
             end = fixed if first < fixed else min(count, first + 5000)
@@ -248,6 +250,8 @@ def run(name: str, count: int, seed: int, saved: Path | None = None, *, monsters
                 continue
             # The process died, or was stuck: that is the fault of the input that was under way.
             (index,) = struct.unpack("<q", progress.read_bytes())
+            if index < 0:
+                raise RuntimeError(f"{name}: the process did not come to its first input: {errors}")
             total.inputs += index + 1 - first
             total.refused += index - first  # or accepted: their counts went with the process
             total.hangs += stuck
@@ -278,7 +282,7 @@ def _watch(name: str, seed: int, fixed: int, first: int, end: int, progress: Pat
             (index,) = struct.unpack("<q", progress.read_bytes())
             if index != seen:
                 seen, since = index, time.monotonic()
-            elif time.monotonic() - since > STUCK:
+            elif time.monotonic() - since > (STUCK if index >= 0 else STARTING):
                 stuck = True
                 process.kill()
             time.sleep(0.02)

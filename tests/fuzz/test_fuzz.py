@@ -238,6 +238,7 @@ class TestFound:
                 "leaves no timestep",
             ),
             ("DDIMScheduler", {"clip_sample_range": -1.0}, 20, "clip_sample_range is -1.0"),
+            ("DDIMScheduler", {"clip_sample_range": 1e308}, 20, "clip_sample_range is 1e"),
             (
                 "DDIMScheduler",
                 {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
@@ -295,6 +296,11 @@ class TestFound:
                 parts.text_encoder(
                     self.config(tmp_path, "text_encoder/config.json", num_hidden_layers=layers), "text_encoder"
                 )
+
+    def test_a_shard_of_a_name_too_long(self, tmp_path: Path) -> None:
+        index = "unet/diffusion_pytorch_model.safetensors.index.json"
+        with pytest.raises(ExportError, match="is missing"):
+            self.config(tmp_path, index, weight_map={"a": "x" * 300}).weights("unet")
 
     @pytest.mark.parametrize("shift", ["null", [], {}, True])
     def test_a_shift_factor_that_is_no_number(self, tmp_path: Path, shift: Any) -> None:
