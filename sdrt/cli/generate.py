@@ -78,12 +78,7 @@ def command(
     if init_image is None and (strength is not None or sample_mode is not None):
         raise click.UsageError("--strength and --sample-mode need --init-image")
     _check_output(output)
-    if (
-        init_image is not None
-        and os.path.exists(init_image)
-        and os.path.exists(output)
-        and os.path.samefile(init_image, output)
-    ):
+    if init_image is not None and os.path.realpath(init_image) == os.path.realpath(output):
         raise InputError(f"--output {output}: is the picture to start from", "choose another --output")
     common.check_json(json_file)
     import sdrt
