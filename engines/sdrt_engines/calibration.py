@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from sdrt.bundle import Bundle, Component
+from sdrt.bundle import Bundle, Component, Manifest
 from sdrt.engine import Array, Samples, Session
-from sdrt.errors import BundleError, InputError
-from sdrt.pipeline import Pipeline
+from sdrt.errors import InputError
+from sdrt.pipeline import SOURCES, Pipeline
 from sdrt.verify import reference_cases
 
 PROMPTS = (
@@ -99,16 +99,10 @@ class Recorder:
     def _run(self, report: Report) -> None:
         prompts = self.prompts[: self.effort.prompts]
         facts = self.bundle.manifest
-        needed = {*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"}
-        if lacking := sorted(needed - set(facts.components)):
-            self._facts = {"why": f"the bundle has no {', '.join(lacking)}"}
+        if why := _cannot_run(facts):
+            self._facts = {"why": why}
             return
-        try:
-            opened = Pipeline.from_pretrained(self.bundle.root, "onnxruntime", options=OPENING)
-        except BundleError as error:  # sources that this version cannot make, and the like
-            self._facts = {"why": error.message}
-            return
-        with opened:
+        with Pipeline.from_pretrained(self.bundle.root, "onnxruntime", options=OPENING) as opened:
             pictures = self._denoise(opened, prompts, report)
         if (encoder := facts.components.get("vae_encoder")) is not None:
             self._recorded["vae_encoder"] = [_encoder_inputs(encoder, picture) for picture in pictures]
@@ -138,6 +132,25 @@ class Recorder:
             pictures.append(pipe.decode(step.latents, "np"))
         self._recorded |= {name: session.calls for name, session in recording.items()}
         return pictures
+
+
+def _cannot_run(facts: Manifest) -> str:
+    """Why the bundle makes no picture from a text, or "". By what it holds only: a damaged file must not pass here.
+
+    The texts go into manifests: nothing of the bundle's own stands in them.
+    """
+    if facts.denoiser.component not in facts.components:
+        return "the bundle has no denoiser"
+    if "vae_decoder" not in facts.components:
+        return "the bundle has no vae_decoder"
+    wanted = {source for sources in facts.denoiser.inputs.values() for source in sources}
+    if wanted - set(SOURCES):
+        return "the denoiser takes inputs that this sdrt cannot make"
+    if "text.hidden_states" in wanted and not facts.text_encoders:
+        return "the bundle has no text encoder"
+    if "text.pooled" in wanted and not any(text.pooled for text in facts.text_encoders):
+        return "no text encoder of the bundle gives the pooled embedding"
+    return ""
 
 
 def _encoder_inputs(encoder: Component, picture: Array) -> dict[str, Array]:

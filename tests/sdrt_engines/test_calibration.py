@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdrt import InputError, Pipeline
+from sdrt import BundleError, InputError, Pipeline
 from sdrt import bundle as bundles
 from sdrt.engine import Samples
 from sdrt.verify import reference_cases
@@ -82,6 +82,26 @@ def test_a_bundle_that_makes_no_picture(bundle: Path) -> None:
     assert told == ["calibrate on reference vectors: the bundle has no vae_decoder"]
     reference = [inputs for inputs, _ in reference_cases(held, "unet").values()]
     assert all(np.array_equal(a["sample"], b["sample"]) for a, b in zip(samples.calls, reference, strict=True))
+
+
+def test_sources_that_no_pipeline_makes(bundle: Path) -> None:
+    held = bundles.load(bundle)
+    for source, why in (
+        ("control", "the denoiser takes inputs that this sdrt cannot make"),
+        ("text.pooled", "no text encoder of the bundle gives the pooled embedding"),
+    ):
+        inputs = {**held.manifest.denoiser.inputs, "encoder_hidden_states": ("text.hidden_states", source)}
+        facts = replace(held.manifest, denoiser=replace(held.manifest.denoiser, inputs=inputs))
+        assert Recorder(bundles.Bundle(held.root, facts), EFFORT).samples("unet").facts["why"] == why
+
+
+@pytest.mark.parametrize("file", ["tokenizer/vocab.json", "text_encoder/model.onnx"])
+def test_damage_is_not_passed_over(copied: Path, file: str) -> None:
+    """Ranges of noise are no substitute for those of a bundle that can make pictures."""
+    path = copied / file
+    path.write_bytes(b"[" + path.read_bytes()[1:])
+    with pytest.raises(BundleError, match=Path(file).name):
+        Recorder(bundles.load(copied), EFFORT).samples("unet")
 
 
 def test_a_component_that_no_run_uses(bundle: Path) -> None:

@@ -209,5 +209,5 @@ def test_part_of_a_model(bundle: Path, tmp_path: Path) -> None:
         part, tmp_path / "out", "onnxruntime", BuildOptions(precision="fp16"), report=lambda _, what, __: told.append(what)
     )  # fmt: skip
     facts = bundles.load(tmp_path / "out").component("vae_decoder").artifact.facts
-    assert facts["calibration"] == {"source": "reference vectors", "why": "the bundle has no unet", "calls": 4}
+    assert facts["calibration"] == {"source": "reference vectors", "why": "the bundle has no denoiser", "calls": 4}
     assert any(what.startswith("calibrate on reference vectors") for what in told)
