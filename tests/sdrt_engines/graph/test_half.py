@@ -239,9 +239,13 @@ def test_angles(tmp_path: Path) -> None:
     ("op", "value", "kept"),
     [("Mul", 1e6, True), ("Mul", 6e4, False), ("Add", 1e-8, True), ("Add", 1e-4, False), ("Mul", -np.inf, True)],
 )
-def test_weights_that_float16_cannot_hold(tmp_path: Path, op: str, value: float, kept: bool) -> None:
-    """Beyond 65,504, or denormal altogether: an epsilon of 1e-8 is 0."""
-    model = make([Node(op, ["x", "w"], ["y"])], {"x": [1]}, {"y": [1]}, w=np.float32(value))
+@pytest.mark.parametrize("held", ["initializer", "value", "value_float"])
+def test_weights_that_float16_cannot_hold(tmp_path: Path, op: str, value: float, kept: bool, held: str) -> None:
+    """Beyond 65,504, or denormal altogether: an epsilon of 1e-8 is 0. Held as our exporter does, and as others do."""
+    attribute = {"value": helper.make_tensor("v", TensorProto.FLOAT, [], [value]), "value_float": value}.get(held)
+    constant = [] if held == "initializer" else [Node("Constant", [], ["w"], **{held: attribute})]
+    weight = {} if constant else {"w": np.float32(value)}
+    model = make([*constant, Node(op, ["x", "w"], ["y"])], {"x": [1]}, {"y": [1]}, **weight)
     weights = Weights(model, tmp_path)
     ranges = measure(
         make([Node("Relu", ["x"], ["y"])], {"x": [1]}, {"y": [1]}), tmp_path, [{"x": np.zeros(1, np.float32)}]

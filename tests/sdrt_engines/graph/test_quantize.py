@@ -88,6 +88,19 @@ def test_weights_only(tmp_path: Path) -> None:
         assert all(psnr(a, b) > 35 for a, b in zip(expected, run(path, inputs), strict=True))
 
 
+def test_weight_of_a_constant_node(tmp_path: Path) -> None:
+    """As other exporters hold some."""
+    nodes = [Node("Constant", [], ["w"], value=numpy_helper.from_array(W, "v")), Node("MatMul", ["x", "w"], ["y"])]
+    model = make(nodes, {"x": [3, 32]}, {"y": [3, 32]})
+    weights = Weights(model, tmp_path)
+    assert weights_to_int8(model, weights)["quantized"] == {"MatMul": 1}
+    assert not operators(model, "Constant")
+    x = GENERATOR.standard_normal((3, 32)).astype(np.float32)
+    assert all(
+        psnr(x @ W, run(saved(model, weights, tmp_path / "out"), {"x": x})[0]) > 35 for run in (runtime, evaluator)
+    )
+
+
 def test_weight_that_something_else_reads_too(tmp_path: Path) -> None:
     """It stays float for that, and is int8 for the product."""
     nodes = [Node("MatMul", ["x", "w"], ["a"]), Node("Add", ["a", "w"], ["y"])]
