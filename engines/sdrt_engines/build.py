@@ -17,7 +17,7 @@ from sdrt import bundle as bundles
 from sdrt import by_component, strict_json
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
 from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
-from sdrt.errors import BuildError, InputError
+from sdrt.errors import BuildError, BundleError, InputError
 from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
@@ -164,11 +164,18 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
         np.savez(staging / path, **_own_cases(origin, name, component))
         component = replace(component, reference=bundles.record(staging, path))
     built = Bundle(staging, replace(origin.manifest, components={name: component}, text_encoders=()))
-    session = open_session(built, name, options=OpenOptions())
     try:
-        figures = list(measure(built, name, session))
-    finally:
-        session.close()
+        session = open_session(built, name, options=OpenOptions())
+        try:
+            figures = list(measure(built, name, session))
+        finally:
+            session.close()
+    except BundleError as error:  # of a folder that is gone when it is read
+        raise BuildError(
+            f"{name}: what was built in {component.artifact.precision} for {component.artifact.engine} cannot be used:"
+            f" {error.message.replace(str(staging), '(what was built)')}",
+            "build this component in fp32; if that fails, too, please report it with the output of sdrt doctor",
+        ) from error
     for parity in figures:
         if not passed(parity, component.artifact.precision):
             raise BuildError(

@@ -192,6 +192,20 @@ def test_command(bundle: Path, tmp_path: Path, cli: Cli) -> None:
         assert message in done.stderr
 
 
+def test_what_was_built_cannot_be_opened(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the build, not of a bundle: the folder that it names is gone."""
+
+    def broken(model: Any, *_: Any) -> dict[str, Any]:
+        model.graph.node[0].op_type = "Nonesuch"
+        return {}
+
+    monkeypatch.setattr("sdrt_engines.onnxruntime.reduce", broken)
+    with pytest.raises(BuildError, match="text_encoder: what was built in w8 for onnxruntime cannot be used") as caught:
+        build(bundle, tmp_path / "out", "onnxruntime", BuildOptions(precision="w8"))
+    assert str(tmp_path) not in str(caught.value)
+    assert "fp32" in caught.value.fix
+
+
 def test_part_of_a_model(bundle: Path, tmp_path: Path) -> None:
     """A bundle without what a picture needs is calibrated on its reference vectors, and its facts say so."""
     held = bundles.load(bundle)
