@@ -22,7 +22,7 @@ from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
-from sdrt_engines.calibration import PROMPTS, RANGES, SCALES, Recorder
+from sdrt_engines.calibration import MEASURED, PROMPTS, RANGES, SCALES, Recorder
 
 Report = Callable[[str, str, float], object]
 """(component, what is being done, fraction of the whole in [0, 1])"""
@@ -128,10 +128,12 @@ def _precisions(
 
 
 def _recorder(origin: Bundle, options: BuildOptions, precisions: set[Precision]) -> Recorder:
-    few = not precisions & {"int8", "fp8"}
-    effort = RANGES if few else SCALES
-    if options.prompts:
-        effort = replace(effort, prompts=min(effort.prompts, len(options.prompts)) if few else len(options.prompts))
+    if options.prompts and not precisions & set(MEASURED):
+        raise InputError(
+            f"--calibration: nothing is measured in {', '.join(sorted(precisions))}, so that prompts have no use",
+            f"leave it out, or build a component in {', '.join(MEASURED)}",
+        )
+    effort = SCALES if precisions & {"int8", "fp8"} else RANGES
     return Recorder(origin, effort, options.prompts or PROMPTS, options.shapes[0] if options.shapes else None)
 
 
