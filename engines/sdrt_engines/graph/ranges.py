@@ -107,13 +107,15 @@ def clipping(
 ) -> dict[str, float]:
     """The clipping value of each tensor of ``largest`` (tensor → largest magnitude) for symmetric int8.
 
-    Of CLIPPINGS times the largest magnitude, the one with the least squared error over all calls. The graph itself
-    quantises: no histogram is kept, and the error is the exact one.
+    Of CLIPPINGS times the largest magnitude, the one with the least squared error, relative to what each call holds:
+    the calls of one solver, larger than another's, must not decide alone. The graph itself quantises: no histogram is
+    kept, and the error is the exact one.
     """
     from onnx import helper
 
     probe = _Probe(model)
     zero = probe.constant("ranges.zero", np.zeros((), np.int8))
+    tiny = probe.constant("ranges.tiny", np.float32(1e-30))
     for name, most in largest.items():
         for fraction in CLIPPINGS:
             at = f"{name}.at.{fraction}"
@@ -121,7 +123,10 @@ def clipping(
             probe.add(helper.make_node("QuantizeLinear", [name, scale, zero], [f"{at}.q"]))
             probe.add(helper.make_node("DequantizeLinear", [f"{at}.q", scale, zero], [f"{at}.dq"]))
             probe.add(helper.make_node("Sub", [name, f"{at}.dq"], [f"{at}.off"]))
-            probe.watch(f"{at}.error", helper.make_node("ReduceSumSquare", [f"{at}.off"], [f"{at}.error"], keepdims=0))
+            probe.add(helper.make_node("ReduceSumSquare", [f"{at}.off"], [f"{at}.squares"], keepdims=0))
+            probe.add(helper.make_node("ReduceSumSquare", [name], [f"{at}.energy"], keepdims=0))
+            probe.add(helper.make_node("Max", [f"{at}.energy", tiny], [f"{at}.some"]))
+            probe.watch(f"{at}.error", helper.make_node("Div", [f"{at}.squares", f"{at}.some"], [f"{at}.error"]))
     seen = probe.run(folder, calls, report, np.add)
     return {
         name: most * min(CLIPPINGS, key=lambda fraction: seen[f"{name}.at.{fraction}.error"])

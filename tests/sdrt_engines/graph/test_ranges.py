@@ -68,6 +68,17 @@ def test_clipping_is_the_best_of_its_candidates(tmp_path: Path) -> None:
     assert step(0.0) == step(1e-44) == 1.0
 
 
+def test_clipping_weighs_calls_alike(tmp_path: Path) -> None:
+    """A loud call does not decide alone: many quiet ones, which its scale would drown, outweigh it."""
+    generator = np.random.default_rng(2)
+    loud = generator.uniform(-1, 1, 4096).astype(np.float32)
+    quiet = (generator.standard_normal(4096) / 200).astype(np.float32)
+    model = make([Node("Neg", ["x"], ["y"])], {"x": [4096]}, {"y": [4096]})
+    alone = clipping(model, tmp_path, [{"x": loud}], {"x": 1.0})["x"]
+    both = clipping(model, tmp_path, [{"x": loud}, *[{"x": quiet}] * 40], {"x": 1.0})["x"]
+    assert both < 0.7 * alone
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_tensors_are_freed_when_they_were_watched(tmp_path: Path) -> None:
     """Sixty tensors of 8 MB, one after the other: far less than their 480 MB is held."""
