@@ -13,9 +13,9 @@ T = TypeVar("T")
 def parse(text: str, what: str) -> str | dict[str, str]:
     """``"int8"`` → ``"int8"``; ``"unet=int8,vae_decoder=fp16"`` → a dict. ``what``: the option's name, for errors."""
     if "=" not in text and "," not in text:
-        if not text:
+        if not (value := text.strip()):
             raise InputError(f"{what} is empty, expected a value, or {_GRAMMAR}")
-        return text
+        return value
     values: dict[str, str] = {}
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))

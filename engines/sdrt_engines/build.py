@@ -17,12 +17,12 @@ from sdrt import bundle as bundles
 from sdrt import by_component, strict_json
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
 from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
-from sdrt.errors import BuildError, InputError
+from sdrt.errors import BuildError, BundleError, InputError
 from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
-from sdrt_engines.calibration import PROMPTS, RANGES, SCALES, Recorder
+from sdrt_engines.calibration import MEASURED, PROMPTS, RANGES, SCALES, Recorder
 
 Report = Callable[[str, str, float], object]
 """(component, what is being done, fraction of the whole in [0, 1])"""
@@ -128,10 +128,12 @@ def _precisions(
 
 
 def _recorder(origin: Bundle, options: BuildOptions, precisions: set[Precision]) -> Recorder:
-    few = not precisions & {"int8", "fp8"}
-    effort = RANGES if few else SCALES
-    if options.prompts:
-        effort = replace(effort, prompts=min(effort.prompts, len(options.prompts)) if few else len(options.prompts))
+    if options.prompts and not precisions & set(MEASURED):
+        raise InputError(
+            f"--calibration: nothing is measured in {', '.join(sorted(precisions))}, so that prompts have no use",
+            f"leave it out, or build a component in {', '.join(MEASURED)}",
+        )
+    effort = SCALES if precisions & {"int8", "fp8"} else RANGES
     return Recorder(origin, effort, options.prompts or PROMPTS, options.shapes[0] if options.shapes else None)
 
 
@@ -164,11 +166,18 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
         np.savez(staging / path, **_own_cases(origin, name, component))
         component = replace(component, reference=bundles.record(staging, path))
     built = Bundle(staging, replace(origin.manifest, components={name: component}, text_encoders=()))
-    session = open_session(built, name, options=OpenOptions())
     try:
-        figures = list(measure(built, name, session))
-    finally:
-        session.close()
+        session = open_session(built, name, options=OpenOptions())
+        try:
+            figures = list(measure(built, name, session))
+        finally:
+            session.close()
+    except BundleError as error:  # of a folder that is gone when it is read
+        raise BuildError(
+            f"{name}: what was built in {component.artifact.precision} for {component.artifact.engine} cannot be used:"
+            f" {error.message.replace(str(staging), '(what was built)')}",
+            "build this component in fp32; if that fails, too, please report it with the output of sdrt doctor",
+        ) from error
     for parity in figures:
         if not passed(parity, component.artifact.precision):
             raise BuildError(

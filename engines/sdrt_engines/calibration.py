@@ -6,17 +6,19 @@ Ranges for float16 and scales for int8 are measured over these (``graph/ranges.p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdrt.bundle import Bundle, Component
+from sdrt import schedulers
+from sdrt.bundle import Bundle, Component, Manifest, Precision
 from sdrt.engine import Array, Samples, Session
-from sdrt.errors import BundleError, InputError
-from sdrt.pipeline import Pipeline
+from sdrt.errors import InputError
+from sdrt.pipeline import SOURCES, Pipeline
 from sdrt.verify import reference_cases
 
 PROMPTS = (
@@ -34,31 +36,46 @@ PROMPTS = (
 OPENING = {"prepack": "false", "optimization": "extended"}
 """Weights stay mapped from their file: this runs beside the build, and its speed matters less than its memory."""
 
+_Settings = tuple[dict[str, Any], int]
+"""A run's scheduler config and number of steps."""
+
 Report = Callable[[str, float], object]
 """(what is being done, fraction of it in [0, 1])"""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is recorded. prompts: how many of those given. steps: of each run. calls: kept of each component."""
+    """How much is recorded. prompts: the most that are run, the first of those given; no more than ``calls``. steps: of
+    the runs, in turn. calls: kept of each component.
+    """
 
     prompts: int
-    steps: int
+    steps: tuple[int, ...]
     calls: int
 
 
-RANGES = Effort(prompts=2, steps=4, calls=4)
+RANGES = Effort(prompts=2, steps=(4,), calls=4)
 """Enough for float16, which wants to know the binade: no tensor of 18 calls with other prompts at another size was seen
 above 1.8 times its largest in these 4 (tiny U-Net, benchmarks/LOG.md), and the margin is 4."""
 
-SCALES = Effort(prompts=8, steps=6, calls=16)
+SCALES = Effort(prompts=16, steps=(6, 4, 8), calls=16)
 """For int8, whose error follows the scale."""
+
+SCHEDULERS = (None, "Euler", "DPM++ 2M Karras")
+"""In turn; None is the model's own. What solvers leave in the latents differs in spread: with scales of one, another's
+pictures are clipped (benchmarks/LOG.md)."""
+
+MEASURED: tuple[Precision, ...] = ("fp16", "int8", "fp8")
+"""Precisions that are built from what is recorded."""
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """One prompt a line; empty lines are passed over. InputError when there is none, or the file cannot be read."""
+    r"""One prompt a line (\n or \r\n); empty lines are passed over, and a byte order mark.
+
+    InputError when there is no prompt, or the file cannot be read.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}", "give a text file, one prompt a line") from None
     if not (prompts := tuple(line.strip() for line in lines if line.strip())):
@@ -89,7 +106,7 @@ class Recorder:
         if not self._facts:
             self._run(report)
         if name in self._recorded:
-            calls = _spread(self._recorded[name], self.effort.calls)
+            calls = self._recorded[name]
             return Samples(tuple(calls), self._facts | {"calls": len(calls)})
         why = self._facts.get("why", "text to image does not run it")
         report(f"calibrate on reference vectors: {why}", 0.0)
@@ -99,17 +116,12 @@ class Recorder:
     def _run(self, report: Report) -> None:
         prompts = self.prompts[: self.effort.prompts]
         facts = self.bundle.manifest
-        needed = {*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"}
-        if lacking := sorted(needed - set(facts.components)):
-            self._facts = {"why": f"the bundle has no {', '.join(lacking)}"}
+        if why := _cannot_run(facts):
+            self._facts = {"why": why}
             return
-        try:
-            opened = Pipeline.from_pretrained(self.bundle.root, "onnxruntime", options=OPENING)
-        except BundleError as error:  # sources that this version cannot make, and the like
-            self._facts = {"why": error.message}
-            return
-        with opened:
-            pictures = self._denoise(opened, prompts, report)
+        with Pipeline.from_pretrained(self.bundle.root, "onnxruntime", options=OPENING) as opened:
+            runs = self._runs(opened, len(prompts))
+            pictures = self._denoise(opened, prompts, runs, report)
         if (encoder := facts.components.get("vae_encoder")) is not None:
             self._recorded["vae_encoder"] = [_encoder_inputs(encoder, picture) for picture in pictures]
         width, height = self.size or (facts.latents.default_width, facts.latents.default_height)
@@ -117,20 +129,60 @@ class Recorder:
             "source": "denoising runs",
             "prompts": len(prompts),
             "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-            "steps": self.effort.steps,
+            "schedulers": list(dict.fromkeys(schedulers.label(config) for config, _ in runs)),
+            "steps": list(dict.fromkeys(steps for _, steps in runs)),
             "size": [width, height],
         }
 
-    def _denoise(self, opened: Pipeline, prompts: Sequence[str], report: Report) -> list[Array]:
+    def _runs(self, opened: Pipeline, count: int) -> list[_Settings]:
+        """What each of ``count`` prompts is run with: schedulers that can be made of the model's config.
+
+        Its own is left out, too, if this sdrt lacks its class: pictures are made with another then. InputError when
+        none is left.
+        """
+        own = opened.scheduler_config
+        configs: list[dict[str, Any]] = []
+        errors: list[InputError] = []
+        for name in SCHEDULERS:
+            try:
+                config = schedulers.resolve(name, own)
+                for steps in self.effort.steps:
+                    schedulers.make(config, steps)
+            except InputError as error:
+                errors.append(error)
+                continue
+            if schedulers.label(config) not in map(schedulers.label, configs):
+                configs.append(config)
+        if not configs:
+            raise errors[0]
+        numbers = self.effort.steps
+        # Each scheduler meets every number of steps: where the two cycles would go in step, one is shifted each round.
+        shift = math.gcd(len(configs), len(numbers)) > 1
+        return [
+            (configs[i % len(configs)], numbers[(i + shift * (i // len(configs))) % len(numbers)]) for i in range(count)
+        ]
+
+    def _denoise(
+        self, opened: Pipeline, prompts: Sequence[str], runs: Sequence[_Settings], report: Report
+    ) -> list[Array]:  # fmt: skip
         """Run the prompts, record what each session is fed; returns the pictures, f32[1,H,W,3] in [0,1]."""
-        recording = {name: _Recording(session) for name, session in opened.sessions.items()}
+        total = sum(len(schedulers.make(config, steps).timesteps) for config, steps in runs)
+        denoiser = self.bundle.manifest.denoiser.component
+        # The others are called at least once a prompt.
+        counts = {name: total if name == denoiser else len(prompts) for name in opened.sessions}
+        recording = {
+            name: _Recording(session, _spread(counts[name], self.effort.calls))
+            for name, session in opened.sessions.items()
+        }
         pipe = Pipeline(self.bundle, dict(recording))
         width, height = self.size or (None, None)
         pictures = []
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, (config, steps)) in enumerate(zip(prompts, runs, strict=True)):
             what = f"calibrate, prompt {number + 1} of {len(prompts)}"
             report(what, number / len(prompts))
-            arguments: dict[str, Any] = {"width": width, "height": height, "num_inference_steps": self.effort.steps}
+            arguments: dict[str, Any] = {
+                "width": width, "height": height, "num_inference_steps": steps, "scheduler": config
+            }  # fmt: skip
             step = None
             for step in pipe.stream(prompt, seed=number, truncate=True, **arguments):
                 report(what, (number + (step.index + 1) / (step.total + 1)) / len(prompts))
@@ -140,27 +192,48 @@ class Recorder:
         return pictures
 
 
+def _cannot_run(facts: Manifest) -> str:
+    """Why the bundle makes no picture from a text, or "". By what it holds only: a damaged file must not pass here.
+
+    The texts go into manifests: nothing of the bundle's own stands in them.
+    """
+    if facts.denoiser.component not in facts.components:
+        return "the bundle has no denoiser"
+    if "vae_decoder" not in facts.components:
+        return "the bundle has no vae_decoder"
+    wanted = {source for sources in facts.denoiser.inputs.values() for source in sources}
+    if wanted - set(SOURCES):
+        return "the denoiser takes inputs that this sdrt cannot make"
+    if "text.hidden_states" in wanted and not facts.text_encoders:
+        return "the bundle has no text encoder"
+    if "text.pooled" in wanted and not any(text.pooled for text in facts.text_encoders):
+        return "no text encoder of the bundle gives the pooled embedding"
+    return ""
+
+
 def _encoder_inputs(encoder: Component, picture: Array) -> dict[str, Array]:
     """picture: f32[1,H,W,3] in [0,1] → the encoder's f32[1,3,H,W] in [-1,1]."""
     sample = np.ascontiguousarray(2 * picture.transpose(0, 3, 1, 2) - 1)
     return {encoder.inputs[0].name: sample.astype(np.float32)}
 
 
-def _spread(calls: list[dict[str, Array]], count: int) -> list[dict[str, Array]]:
+def _spread(calls: int, count: int) -> frozenset[int]:
     """``count`` of the calls, evenly over all runs; the golden section keeps it from meeting one timestep only."""
-    if len(calls) <= count:
-        return calls
-    width = len(calls) / count
-    return [calls[int((i + i * 0.618 % 1) * width)] for i in range(count)]
+    if calls <= count:
+        return frozenset(range(calls))
+    width = calls / count
+    return frozenset(int((i + i * 0.618 % 1) * width) for i in range(count))
 
 
 class _Recording:
-    """A session that keeps what it is fed."""
+    """A session that keeps what it is fed, of the calls whose numbers are given."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, kept: Container[int]) -> None:
         self.spec = session.spec
         self.calls: list[dict[str, Array]] = []
         self._session = session
+        self._kept = kept
+        self._number = 0
         self._bound: dict[str, Array] = {}
 
     def bind(self, **constants: Array) -> None:
@@ -168,7 +241,9 @@ class _Recording:
         self._session.bind(**constants)
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        self.calls.append({name: np.array(array) for name, array in (self._bound | inputs).items()})
+        if self._number in self._kept:
+            self.calls.append({name: np.array(array) for name, array in (self._bound | inputs).items()})
+        self._number += 1
         return self._session.run(**inputs)
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ from sdrt.engine import BuildOptions
 @click.option("--batch", type=click.IntRange(1, 1024), help="Most pictures at once. Any number when left out.")
 @click.option(
     "--calibration", metavar="FILE",
-    help="Prompts, one a line, that int8 scales (all of them) and fp16 ranges (the first two) are measured with."
+    help="Prompts, one a line, that int8 scales (the first 16) and fp16 ranges (the first two) are measured with."
     " Built-in ones when left out.",
 )  # fmt: skip
 @click.option("--target", metavar="NAME", help="What to build for, where an engine can build for another machine.")

@@ -11,7 +11,7 @@ from sdrt.by_component import parse, resolve
 
 
 def test_grammar() -> None:
-    assert parse("int8", "--precision") == "int8"
+    assert parse("int8", "--precision") == parse(" int8 ", "--precision") == "int8"
     assert parse("unet=int8, vae_decoder=fp16", "--precision") == {"unet": "int8", "vae_decoder": "fp16"}
     assert parse("unet=gpu.1", "--device") == {"unet": "gpu.1"}
 
@@ -47,4 +47,4 @@ def test_anything_is_parsed_or_refused(text: str) -> None:
         value = parse(text, "--precision")
     except InputError:
         return
-    assert value == text or (isinstance(value, dict) and all(name and part for name, part in value.items()))
+    assert value == text.strip() or (isinstance(value, dict) and all(name and part for name, part in value.items()))

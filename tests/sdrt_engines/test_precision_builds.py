@@ -57,13 +57,21 @@ def reference(bundle: Path) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "floor"),
-    # Seen: fp16 75, w8 53, int8 43, mixed 44 dB. Guidance 7.0 for 7.5 scores 49 to 51: float16 must be well above it.
-    [("fp16", 65), ("w8", 48), ("int8", 36), ("mixed", 36)],
+    # Seen: fp16 75, w8 53, int8 37 to 41, mixed 44 dB. Guidance 7.0 for 7.5 scores 49 to 51: float16 must be well above.
+    [("fp16", 65), ("w8", 48), ("int8", 33), ("mixed", 36)],
 )
 def test_whole_pictures(name: str, floor: float, built: Callable[[str], Path], reference: list[Any]) -> None:
     figures = [psnr(a, b, 1.0) for a, b in zip(reference, pictures(built(name)), strict=True)]
     print(f"{name}: {', '.join(f'{figure:.1f}' for figure in figures)} dB")
     assert min(figures) >= floor
+
+
+def test_int8_with_another_scheduler(built: Callable[[str], Path], bundle: Path) -> None:
+    """Its latents are spread otherwise. Seen: 38 to 40 dB; 27 with scales from the model's own scheduler alone."""
+    pair = (pictures(bundle, scheduler="Euler"), pictures(built("int8"), scheduler="Euler"))
+    figures = [psnr(a, b, 1.0) for a, b in zip(*pair, strict=True)]
+    print(f"int8, Euler: {', '.join(f'{figure:.1f}' for figure in figures)} dB")
+    assert min(figures) >= 34
 
 
 def test_the_nearest_wrong_setting(bundle: Path, reference: list[Any]) -> None:
@@ -186,10 +194,25 @@ def test_command(bundle: Path, tmp_path: Path, cli: Cli) -> None:
         (["--precision", "unet=int8,unet=w8"], "unet is named twice"),
         (["--precision", "int9"], "'int9' is no precision"),
         (["--calibration", tmp_path / "none"], "cannot be read"),
+        (["--precision", "unet=w8", "--calibration", prompts], "--calibration: nothing is measured in fp32, w8"),
     ):
         done = cli(*arguments, "--force", *options)
         assert done.returncode == 1, done.stderr
         assert message in done.stderr
+
+
+def test_what_was_built_cannot_be_opened(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the build, not of a bundle: the folder that it names is gone."""
+
+    def broken(model: Any, *_: Any) -> dict[str, Any]:
+        model.graph.node[0].op_type = "Nonesuch"
+        return {}
+
+    monkeypatch.setattr("sdrt_engines.onnxruntime.reduce", broken)
+    with pytest.raises(BuildError, match="text_encoder: what was built in w8 for onnxruntime cannot be used") as caught:
+        build(bundle, tmp_path / "out", "onnxruntime", BuildOptions(precision="w8"))
+    assert str(tmp_path) not in str(caught.value)
+    assert "fp32" in caught.value.fix
 
 
 def test_part_of_a_model(bundle: Path, tmp_path: Path) -> None:
@@ -209,5 +232,5 @@ def test_part_of_a_model(bundle: Path, tmp_path: Path) -> None:
         part, tmp_path / "out", "onnxruntime", BuildOptions(precision="fp16"), report=lambda _, what, __: told.append(what)
     )  # fmt: skip
     facts = bundles.load(tmp_path / "out").component("vae_decoder").artifact.facts
-    assert facts["calibration"] == {"source": "reference vectors", "why": "the bundle has no unet", "calls": 4}
+    assert facts["calibration"] == {"source": "reference vectors", "why": "the bundle has no denoiser", "calls": 4}
     assert any(what.startswith("calibrate on reference vectors") for what in told)

@@ -25,10 +25,12 @@ INLINE = 1024
 class Weights:
     """The values of a graph's initializers, by name: views of the mapped file, or what passes declared instead.
 
-    ``folder`` is where the graph's external data lie.
+    ``folder`` is where the graph's external data lie. ``Constant`` nodes become initializers first: other exporters
+    hold scalars so, epsilons among them, and passes look at initializers only.
     """
 
     def __init__(self, model: Any, folder: Path) -> None:
+        _lift_constants(model.graph)
         self._graph = model.graph
         self._folder = folder
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -95,6 +97,27 @@ class Weights:
         model.graph.initializer.extend(written)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         return names
+
+
+def _lift_constants(graph: Any) -> None:
+    """Make initializers of the ``Constant`` nodes that hold a tensor, numbers, or a number."""
+    from onnx import helper, numpy_helper
+
+    dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    nodes = []
+    for node in graph.node:
+        attribute = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if attribute is not None and attribute.name == "value":
+            graph.initializer.append(attribute.t)
+            graph.initializer[-1].name = node.output[0]
+        elif attribute is not None and attribute.name in dtypes:
+            values = np.array(helper.get_attribute_value(attribute), dtypes[attribute.name])
+            graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+        else:
+            nodes.append(node)
+    if len(nodes) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 def _read(tensor: Any, folder: Path) -> Array:

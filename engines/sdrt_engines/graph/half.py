@@ -7,7 +7,7 @@ inside, and by what the weights hold; see ``_reasons``. Inputs and outputs of th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def to_half(
     has a float16 form; it is there to show what the islands are for.
     """
     types = element_types(model)
-    _check(model)
+    _check_types(model, types)
     halves = _Typing(model, types)
     reasons: dict[int, str] = {}
     if islands:
@@ -74,12 +74,12 @@ def to_half(
     return facts
 
 
-def _check(model: Any) -> None:
+def _check_types(model: Any, types: Mapping[str, int]) -> None:
     for node in model.graph.node:
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
+        if any(name and name not in types for name in node.output):
             raise BuildError(
-                f"{node.op_type} holds a graph of its own, which this sdrt cannot convert to float16",
-                "build the component in fp32",
+                f"{node.op_type} of {node.domain or 'ONNX'}: element types of its outputs are not known",
+                "build this component in fp32",
             )
 
 
@@ -157,6 +157,13 @@ def _reasons(
     too_large = {name for name, largest in ranges.largest.items() if largest * MARGIN > LARGEST}
     bad_weights = {name for name in weights.names() if halves.is_float(name) and _is_lost(weights[name])}
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
+    upcast = _attention(model, makers) if upcast_attention else set()
+    if upcast_attention and not upcast:
+        raise BuildError(
+            "the config asks for attention in float32 (upcast_attention), and none is recognised in the graph: neither"
+            " Attention nor MatMul, Softmax, MatMul",
+            "build this component in fp32",
+        )
     reasons: dict[int, str] = {}
     for i, node in enumerate(model.graph.node):
         if not halves.floats(node):
@@ -165,7 +172,7 @@ def _reasons(
         inside = ranges.logits.get(node.output[0], 0.0) * MARGIN > LARGEST
         if not inputs or (len(halves.outputs(node)) < sum(map(halves.is_float, node.output))):
             reasons[i] = "operator"
-        elif upcast_attention and node.op_type == "Attention":
+        elif i in upcast:
             reasons[i] = "config"
         elif too_large & {*inputs, *node.output}:
             reasons[i] = "range"
@@ -186,6 +193,45 @@ def _reasons(
                     angles.append(maker)
                 reasons[maker] = "angles"
     return reasons
+
+
+_BETWEEN = {"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Sub", "Where"}
+"""What stands between Q·Kᵀ and its softmax, or the softmax and the product with V: scale, mask, casts."""
+
+
+def _attention(model: Any, makers: Mapping[str, int]) -> set[int]:
+    """Indices of the nodes that compute attention: Attention, or MatMul → … → Softmax → … → MatMul."""
+    nodes = model.graph.node
+    readers: dict[str, list[int]] = defaultdict(list)
+    for i, node in enumerate(nodes):
+        for name in node.input:
+            readers[name].append(i)
+
+    def reached(start: int, next_nodes: Callable[[Any], Iterable[int]]) -> tuple[set[int], set[int]]:
+        """(products, what is passed through on the way to them)."""
+        products, passed, waiting = set[int](), set[int](), [start]
+        while waiting:
+            for i in next_nodes(nodes[waiting.pop()]):
+                if nodes[i].op_type == "MatMul":
+                    products.add(i)
+                elif nodes[i].op_type in _BETWEEN and i not in passed:
+                    passed.add(i)
+                    waiting.append(i)
+        return products, passed
+
+    def before(node: Any) -> list[int]:
+        return [makers[name] for name in node.input if name in makers]
+
+    def after(node: Any) -> list[int]:
+        return [i for name in node.output for i in readers[name]]
+
+    found = {i for i, node in enumerate(nodes) if node.op_type == "Attention"}
+    for i, node in enumerate(nodes):
+        if node.op_type == "Softmax":
+            (first, scaled), (second, spread) = reached(i, before), reached(i, after)
+            if first and second:
+                found |= {i} | first | scaled | second | spread
+    return found
 
 
 def _is_lost(values: NDArray[Any]) -> bool:
@@ -257,11 +303,12 @@ def _facts(model: Any, reasons: Mapping[int, str], ranges: Ranges) -> dict[str, 
             largest[key] = max(largest.get(key, 0.0), *(seen.get(name, 0.0) for name in names))
     islands: list[dict[str, Any]] = []
     for (op, why), count in sorted(counts.items()):
-        measured = {"largest": float(f"{largest[op, why]:.4g}")} if (op, why) in largest else {}
+        seen_here = largest.get((op, why), np.inf)  # JSON has no infinity
+        measured = {"largest": float(f"{seen_here:.4g}")} if np.isfinite(seen_here) else {}
         islands.append({"op": op, "why": why, "nodes": count, **measured})
     # Of what is computed, that is: an angle of 999 rad is large and means nothing.
     made = {name for i, node in enumerate(nodes) if reasons.get(i) != "angles" for name in node.output}
-    top = max((seen for name, seen in ranges.largest.items() if name in made), default=0.0)
+    top = max((seen for name, seen in ranges.largest.items() if name in made and np.isfinite(seen)), default=0.0)
     return {"islands": islands, "largest_activation": float(f"{top:.4g}"), "margin": MARGIN}
 
 

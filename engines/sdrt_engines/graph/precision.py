@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def reduce(
 
     The graph's inputs and outputs keep their names, types and shapes. Only ONNX's own operators come in.
     """
+    _check(model, options.precision)
     if options.precision == "fp16":
         samples = options.samples()
         seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.9))
@@ -32,11 +34,14 @@ def reduce(
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "int8":
         samples = options.samples()
-        read = {t.activation for t in quantize.targets(model, weights) if not t.keep}
+        found = {t.activation for t in quantize.targets(model, weights) if not t.keep}
         seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.65))
-        largest = {name: seen.largest[name] for name in sorted(read)}
+        # Not measured: of an operator whose element types are not known. Infinite: a mask. Both stay float.
+        largest = {
+            name: seen.largest[name] for name in sorted(found) if math.isfinite(seen.largest.get(name, math.inf))
+        }
         clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
-        facts = quantize.to_int8(model, weights, clips)
+        facts = quantize.to_int8(model, weights, clips, infinite=found & set(seen.largest) - set(clips))
         facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "w8":
@@ -44,6 +49,15 @@ def reduce(
     else:
         raise BuildError(f"precision {options.precision} has no pass; there are {', '.join(PRECISIONS)}")
     return facts
+
+
+def _check(model: Any, precision: object) -> None:
+    for node in model.graph.node:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise BuildError(
+                f"{node.op_type} holds a graph of its own, which this sdrt cannot convert to {precision}",
+                "build this component in fp32",
+            )
 
 
 def _part(report: ranges.Report, start: float, end: float) -> ranges.Report:

@@ -8,13 +8,14 @@ product reads is quantised, once a tensor, however many nodes read it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdrt.errors import BuildError
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.ranges import element_types, step
 
@@ -139,22 +140,35 @@ def weights_to_int8(model: Any, weights: Weights) -> dict[str, Any]:
     return {"quantized": _by_operator([target.node for target in found] + embeddings), "scheme": SCHEME}
 
 
-def to_int8(model: Any, weights: Weights, clips: Mapping[str, float], *, keep: bool = True) -> dict[str, Any]:
+def to_int8(
+    model: Any, weights: Weights, clips: Mapping[str, float], *, infinite: Container[str] = (), keep: bool = True
+) -> dict[str, Any]:
     """Weights and activations in int8. In place; returns the facts: how many nodes, by operator, and what stayed float.
 
-    clips: the clipping value of each activation that a target reads. keep: leave float what ``Target.keep`` says.
+    clips: the clipping value of each activation that a target reads; what reads others stays float. infinite: which of
+    those others have values but no scale. keep: leave float what ``Target.keep`` says. Embeddings are as in
+    ``weights_to_int8``: nothing is computed in them.
     """
     rewriting = _Rewriting(model, weights)
-    found = targets(model, weights)
-    chosen = [target for target in found if not (keep and target.keep)]
-    for target in chosen:
+    chosen: list[Any] = []
+    kept: list[str] = []
+    for target in targets(model, weights):
+        why = target.keep if keep else ""
+        if not why and target.activation not in clips:
+            why = "infinite" if target.activation in infinite else "unknown type"
+        if why:
+            kept.append(f"{target.node.op_type}: {why}")
+            continue
+        chosen.append(target.node)
         rewriting.weight(target)
         rewriting.activation(target, clips[target.activation])
+    embeddings = [node for node in model.graph.node if _is_embedding(node, weights)]
+    for node in embeddings:
+        rewriting.embedding(node)
     rewriting.finish()
-    kept = Counter(f"{target.node.op_type}: {target.keep}" for target in found if keep and target.keep)
     return {
-        "quantized": _by_operator([target.node for target in chosen]),
-        "kept_float": dict(sorted(kept.items())),
+        "quantized": _by_operator(chosen + embeddings),
+        "kept_float": dict(sorted(Counter(kept).items())),
         "scheme": f"{SCHEME}; activations: one scale a tensor",
     }
 
@@ -232,6 +246,8 @@ class _Rewriting:
         values = self._weights[name]
         others = tuple(i for i in range(values.ndim) if i != axis)
         most = np.maximum(values.max(others), -values.min(others))
+        if not np.isfinite(most).all():
+            raise BuildError(f"{name}: the weight holds NaN or infinity", "export the checkpoint again, or mend it")
         scales = np.array([step(float(largest)) for largest in most], np.float32)
         column = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
 

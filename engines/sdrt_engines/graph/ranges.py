@@ -27,11 +27,16 @@ Report = Callable[[str, float], object]
 CLIPPINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25)
 """Fractions of a tensor's largest magnitude at which quantisation is tried. See ``clipping``."""
 
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True)
 class Ranges:
-    """largest: the largest magnitude of each float activation, by tensor. logits: the largest that an entry of Q·Kᵀ,
-    unscaled, can be, by the attention's output."""
+    """What was measured.
+
+    largest: the largest magnitude of each float activation, by tensor; infinite for a causal mask. logits: the largest
+    that an entry of Q·Kᵀ, unscaled, can be, by the attention's output.
+    """
 
     largest: Mapping[str, float]
     logits: Mapping[str, float]
@@ -50,7 +55,7 @@ def element_types(model: Any) -> dict[str, int]:
 def _recorded(model: Any) -> dict[str, int]:
     graph = model.graph
     values = (*graph.value_info, *graph.input, *graph.output)
-    types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
+    types = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
@@ -65,10 +70,18 @@ def measure(model: Any, folder: Path, calls: Calls, report: Report = lambda *_: 
     for name in activations:
         probe.watch(f"{name}.max", helper.make_node("ReduceMax", [name], [f"{name}.max"], keepdims=0))
         probe.watch(f"{name}.min", helper.make_node("ReduceMin", [name], [f"{name}.min"], keepdims=0))
+    for output in model.graph.output:  # ReduceMax looks past most NaN: they are looked for where they arrive
+        if types.get(output.name) == TensorProto.FLOAT:
+            y = output.name
+            probe.add(helper.make_node("IsNaN", [y], [f"{y}.isnan"]))
+            probe.add(helper.make_node("Cast", [f"{y}.isnan"], [f"{y}.isnan.float"], to=TensorProto.FLOAT))
+            probe.watch(f"{y}.nan", helper.make_node("ReduceMax", [f"{y}.isnan.float"], [f"{y}.nan"], keepdims=0))
     attentions = [node for node in model.graph.node if node.op_type == "Attention"]
     for node in attentions:
         _watch_logits(probe, node)
     seen = probe.run(folder, calls, report, np.maximum, negated={f"{name}.min" for name in activations})
+    if bad := [o.name for o in model.graph.output if seen.get(f"{o.name}.nan")]:
+        raise _not_a_number(bad[0])
     return Ranges(
         {name: max(seen[f"{name}.max"], seen[f"{name}.min"]) for name in activations},
         {node.output[0]: seen[f"{node.output[0]}.logits"] for node in attentions},
@@ -97,13 +110,15 @@ def clipping(
 ) -> dict[str, float]:
     """The clipping value of each tensor of ``largest`` (tensor → largest magnitude) for symmetric int8.
 
-    Of CLIPPINGS times the largest magnitude, the one with the least squared error over all calls. The graph itself
-    quantises: no histogram is kept, and the error is the exact one.
+    Of CLIPPINGS times the largest magnitude, the one with the least squared error, relative to what each call holds:
+    the calls of one solver, larger than another's, must not decide alone. The graph itself quantises: no histogram is
+    kept, and the error is the exact one.
     """
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     probe = _Probe(model)
     zero = probe.constant("ranges.zero", np.zeros((), np.int8))
+    tiny = probe.constant("ranges.tiny", np.float32(1e-30))
     for name, most in largest.items():
         for fraction in CLIPPINGS:
             at = f"{name}.at.{fraction}"
@@ -111,8 +126,10 @@ def clipping(
             probe.add(helper.make_node("QuantizeLinear", [name, scale, zero], [f"{at}.q"]))
             probe.add(helper.make_node("DequantizeLinear", [f"{at}.q", scale, zero], [f"{at}.dq"]))
             probe.add(helper.make_node("Sub", [name, f"{at}.dq"], [f"{at}.off"]))
-            probe.watch(f"{at}.error", helper.make_node("ReduceSumSquare", [f"{at}.off"], [f"{at}.error"], keepdims=0))
-    assert TensorProto.FLOAT == 1  # outputs of watch are float32
+            probe.add(helper.make_node("ReduceSumSquare", [f"{at}.off"], [f"{at}.squares"], keepdims=0))
+            probe.add(helper.make_node("ReduceSumSquare", [name], [f"{at}.energy"], keepdims=0))
+            probe.add(helper.make_node("Max", [f"{at}.energy", tiny], [f"{at}.some"]))
+            probe.watch(f"{at}.error", helper.make_node("Div", [f"{at}.squares", f"{at}.some"], [f"{at}.error"]))
     seen = probe.run(folder, calls, report, np.add)
     return {
         name: most * min(CLIPPINGS, key=lambda fraction: seen[f"{name}.at.{fraction}.error"])
@@ -121,8 +138,19 @@ def clipping(
 
 
 def step(largest: float) -> float:
-    """The scale of symmetric int8 for magnitudes up to ``largest``; 1 where all is zero. -128 is not used."""
-    return largest / 127 if largest > 0 else 1.0
+    """The scale of symmetric int8 for magnitudes up to ``largest``; -128 is not used.
+
+    1 where all is zero, or so small that the scale is no normal float32: what is divided by that overflows.
+    """
+    scale = largest / 127
+    return scale if scale >= SMALLEST_SCALE else 1.0
+
+
+_FIX = "sdrt verify tells whether the bundle is damaged; else build this component in fp32"
+
+
+def _not_a_number(name: str) -> BuildError:
+    return BuildError(f"{name}: NaN already in float32", "sdrt verify tells whether it is damaged")
 
 
 class _Probe:
@@ -162,17 +190,23 @@ class _Probe:
         self, folder: Path, calls: Calls, report: Report, combine: Callable[[Any, Any], Any],
         negated: Iterable[str] = (),
     ) -> dict[str, float]:  # fmt: skip
-        """The scalars over all calls; BuildError when one is not finite. ``negated``: their sign is turned first."""
-        session = self._session(folder)
+        """The scalars over all calls; BuildError when one is NaN. ``negated``: their sign is turned first."""
         names = [output.name for output in self._model.graph.output]
+        if not names:  # nothing to watch
+            return {}
+        session = self._session(folder)
         signs = np.where(np.isin(names, list(negated)), -1.0, 1.0)
         total: Any = None
         for done, inputs in enumerate(calls):
             report(f"measure, call {done + 1} of {len(calls)}", done / len(calls))
-            values = signs * np.array(session.run(names, dict(inputs)), np.float64)
+            try:
+                scalars = session.run(names, dict(inputs))
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                raise BuildError(f"onnxruntime cannot run the graph to measure it: {error}", _FIX) from error
+            values = signs * np.array(scalars, np.float64)
             total = values if total is None else combine(total, values)
-        if bad := [name for name, value in zip(names, total, strict=True) if not np.isfinite(value)]:
-            raise BuildError(f"{bad[0]}: NaN or infinite already in float32", "sdrt verify tells whether it is damaged")
+        if bad := [name for name, value in zip(names, total, strict=True) if np.isnan(value)]:
+            raise _not_a_number(bad[0].rpartition(".")[0])
         return dict(zip(names, total.tolist(), strict=True))
 
     def _session(self, folder: Path) -> Any:
@@ -196,4 +230,7 @@ class _Probe:
         for group in reversed(self._groups):
             self._model.graph.node.extend(group)
         model = self._model.SerializeToString()
-        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        try:
+            return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BuildError(f"onnxruntime cannot load the graph to measure it: {error}", _FIX) from error

@@ -155,6 +155,33 @@ def test_config_asks_for_float32_attention(tmp_path: Path) -> None:
     assert {a.name: a.i for a in operators(half, "Attention")[0].attribute} == {"softmax_precision": TensorProto.FLOAT}
 
 
+def test_config_asks_for_float32_attention_decomposed(tmp_path: Path) -> None:
+    """As other exporters write it: both products, and what is between them; the linear layer before stays float16."""
+    nodes = [
+        Node("MatMul", ["x", "w"], ["q"]), Node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+        Node("MatMul", ["q", "k"], ["logits"]), Node("Mul", ["logits", "scale"], ["scaled"]),
+        Node("Add", ["scaled", "mask"], ["masked"]), Node("Softmax", ["masked"], ["p"], axis=-1),
+        Node("Cast", ["p"], ["p2"], to=TensorProto.FLOAT), Node("MatMul", ["p2", "q"], ["y"]),
+    ]  # fmt: skip
+    model = make(
+        nodes, {"x": [1, 4, 8], "mask": [4, 4]}, {"y": [1, 4, 8]}, w=np.eye(8, dtype=np.float32), scale=np.float32(0.3)
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float32)
+    inputs = {"x": x, "mask": np.zeros((4, 4), np.float32)}
+    path, facts, half = converted(model, inputs, tmp_path, upcast_attention=True)
+    assert why(facts) == {("MatMul", "config"): 2, ("Mul", "config"): 1, ("Add", "config"): 1, ("Softmax", "config"): 1}
+    assert element_types(half)[operators(half, "MatMul")[0].input[0]] == HALF
+    logits = 0.3 * x @ x.swapaxes(1, 2)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    assert all(psnr(p / p.sum(-1, keepdims=True) @ x, run(path, inputs)[0]) > 60 for run in (runtime, evaluator))
+
+
+def test_config_asks_for_float32_attention_that_is_not_there(tmp_path: Path) -> None:
+    model = make([Node("Softmax", ["x"], ["y"])], {"x": [1, 4]}, {"y": [1, 4]})
+    with pytest.raises(BuildError, match="none is recognised"):
+        converted(model, {"x": np.ones((1, 4), np.float32)}, tmp_path, upcast_attention=True)
+
+
 def test_sums_over_a_picture(tmp_path: Path) -> None:
     """InstanceNormalization squares what is 300 off the mean, 90,000; its inputs and outputs are small."""
     x = np.tile(np.array([-300, 300], np.float32), (1, 2, 8))
@@ -239,9 +266,13 @@ def test_angles(tmp_path: Path) -> None:
     ("op", "value", "kept"),
     [("Mul", 1e6, True), ("Mul", 6e4, False), ("Add", 1e-8, True), ("Add", 1e-4, False), ("Mul", -np.inf, True)],
 )
-def test_weights_that_float16_cannot_hold(tmp_path: Path, op: str, value: float, kept: bool) -> None:
-    """Beyond 65,504, or denormal altogether: an epsilon of 1e-8 is 0."""
-    model = make([Node(op, ["x", "w"], ["y"])], {"x": [1]}, {"y": [1]}, w=np.float32(value))
+@pytest.mark.parametrize("held", ["initializer", "value", "value_float"])
+def test_weights_that_float16_cannot_hold(tmp_path: Path, op: str, value: float, kept: bool, held: str) -> None:
+    """Beyond 65,504, or denormal altogether: an epsilon of 1e-8 is 0. Held as our exporter does, and as others do."""
+    attribute = {"value": helper.make_tensor("v", TensorProto.FLOAT, [], [value]), "value_float": value}.get(held)
+    constant = [] if held == "initializer" else [Node("Constant", [], ["w"], **{held: attribute})]
+    weight = {} if constant else {"w": np.float32(value)}
+    model = make([*constant, Node(op, ["x", "w"], ["y"])], {"x": [1]}, {"y": [1]}, **weight)
     weights = Weights(model, tmp_path)
     ranges = measure(
         make([Node("Relu", ["x"], ["y"])], {"x": [1]}, {"y": [1]}), tmp_path, [{"x": np.zeros(1, np.float32)}]
@@ -301,12 +332,23 @@ def test_movers_between_islands_join_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(run(path, {"x": x})[0], np.sin(x.reshape(1, 4)), rtol=1e-5)
 
 
-def test_control_flow_is_refused(tmp_path: Path) -> None:
-    branch = helper.make_graph([Node("Relu", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", 1, [1])])
-    nodes = [Node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
-    model = make(nodes, {"x": [1]}, {"y": [1]}, c=np.array(True))
-    with pytest.raises(BuildError, match="If holds a graph of its own"):
-        converted(model, {"x": np.ones(1, np.float32)}, tmp_path)
+def test_operator_of_unknown_types(tmp_path: Path) -> None:
+    """Nothing says which of its inputs may be float16."""
+    nodes = [Node("FusedMatMul", ["x", "x"], ["a"], domain="com.microsoft"), Node("Relu", ["a"], ["y"])]
+    model = make([Node("Identity", ["x"], ["a"]), nodes[1]], {"x": [2, 2]}, {"y": [2, 2]})
+    model.graph.node[0].CopyFrom(nodes[0])
+    model.opset_import.add(domain="com.microsoft", version=1)
+    with pytest.raises(BuildError, match=r"FusedMatMul of com\.microsoft: element types of its outputs are not known"):
+        converted(model, {"x": np.ones((2, 2), np.float32)}, tmp_path)
+
+
+def test_infinite_activation(tmp_path: Path) -> None:
+    """A causal mask: float32 where it is, and facts that are JSON."""
+    nodes = [Node("Log", ["x"], ["mask"]), Node("Exp", ["mask"], ["y"])]
+    model = make(nodes, {"x": [2]}, {"y": [2]})
+    _, facts, _ = converted(model, {"x": np.array([0, 1], np.float32)}, tmp_path)
+    assert facts["islands"] == [{"op": "Exp", "why": "range", "nodes": 1}, {"op": "Log", "why": "range", "nodes": 1}]
+    assert facts["largest_activation"] == 1
 
 
 @settings(max_examples=25)

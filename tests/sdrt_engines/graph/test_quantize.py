@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
+from sdrt import BuildError
 from sdrt import bundle as bundles
 from sdrt.metrics import psnr
 from sdrt.verify import reference_cases
@@ -26,6 +27,49 @@ W = GENERATOR.standard_normal((32, 32)).astype(np.float32)
 
 def initializers(path: Path) -> dict[str, Any]:
     return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite(tmp_path: Path, bad: float) -> None:
+    w = W.copy()
+    w[3, 5] = bad
+    model = make([Node("MatMul", ["x", "w"], ["y"])], {"x": [1, 32]}, {"y": [1, 32]}, w=w)
+    with pytest.raises(BuildError, match="w: the weight holds NaN or infinity"):
+        weights_to_int8(model, Weights(model, tmp_path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_channel_of_denormals(tmp_path: Path) -> None:
+    """It is zero for all that is computed from it."""
+    w = W.copy()
+    w[:, 3] = 1e-44
+    model = make([Node("MatMul", ["x", "w"], ["y"])], {"x": [1, 32]}, {"y": [1, 32]}, w=w)
+    weights = Weights(model, tmp_path)
+    weights_to_int8(model, weights)
+    held = initializers(saved(model, weights, tmp_path / "out"))
+    assert held["w.int8.1.scale"][3] == 1
+    assert not held["w.int8.1"][:, 3].any()
+
+
+def test_activations_without_a_scale_stay_float(tmp_path: Path) -> None:
+    nodes = [Node("MatMul", [name, "w"], [f"{name}.y"]) for name in "abc"]
+    model = make(nodes, {name: [1, 32] for name in "abc"}, {f"{name}.y": [1, 32] for name in "abc"}, w=W)
+    weights = Weights(model, tmp_path)
+    facts = to_int8(model, weights, {"a": 1.0}, infinite={"b"})
+    assert facts["quantized"] == {"MatMul": 1}
+    assert facts["kept_float"] == {"MatMul: infinite": 1, "MatMul: unknown type": 1}
+    assert [node.input[1] for node in operators(model, "MatMul")][1:] == ["w", "w"]
+
+
+def test_embeddings_in_int8(tmp_path: Path) -> None:
+    """As with weights alone: nothing is computed in them."""
+    table = GENERATOR.standard_normal((50, 32)).astype(np.float32)
+    ids = np.array([3, 49, 0])
+    model = make([Node("Gather", ["table", "ids"], ["y"])], {"ids": ids}, {"y": [3, 32]}, table=table)
+    weights = Weights(model, tmp_path)
+    assert to_int8(model, weights, {})["quantized"] == {"Gather": 1}
+    path = saved(model, weights, tmp_path / "out")
+    assert all(psnr(table[ids], run(path, {"ids": ids})[0]) > 35 for run in (runtime, evaluator))
 
 
 @settings(max_examples=50)
@@ -86,6 +130,19 @@ def test_weights_only(tmp_path: Path) -> None:
     assert not operators(model, "QuantizeLinear")
     for run in (runtime, evaluator):
         assert all(psnr(a, b) > 35 for a, b in zip(expected, run(path, inputs), strict=True))
+
+
+def test_weight_of_a_constant_node(tmp_path: Path) -> None:
+    """As other exporters hold some."""
+    nodes = [Node("Constant", [], ["w"], value=numpy_helper.from_array(W, "v")), Node("MatMul", ["x", "w"], ["y"])]
+    model = make(nodes, {"x": [3, 32]}, {"y": [3, 32]})
+    weights = Weights(model, tmp_path)
+    assert weights_to_int8(model, weights)["quantized"] == {"MatMul": 1}
+    assert not operators(model, "Constant")
+    x = GENERATOR.standard_normal((3, 32)).astype(np.float32)
+    assert all(
+        psnr(x @ W, run(saved(model, weights, tmp_path / "out"), {"x": x})[0]) > 35 for run in (runtime, evaluator)
+    )
 
 
 def test_weight_that_something_else_reads_too(tmp_path: Path) -> None:

@@ -65,7 +65,18 @@ def test_clipping_is_the_best_of_its_candidates(tmp_path: Path) -> None:
         assert chosen[name] == largest[name] * min(CLIPPINGS, key=error)
     assert chosen["even"] == largest["even"]
     assert chosen["heavy"] <= 0.6 * largest["heavy"]
-    assert step(0.0) == 1.0
+    assert step(0.0) == step(1e-44) == 1.0
+
+
+def test_clipping_weighs_calls_alike(tmp_path: Path) -> None:
+    """A loud call does not decide alone: many quiet ones, which its scale would drown, outweigh it."""
+    generator = np.random.default_rng(2)
+    loud = generator.uniform(-1, 1, 4096).astype(np.float32)
+    quiet = (generator.standard_normal(4096) / 200).astype(np.float32)
+    model = make([Node("Neg", ["x"], ["y"])], {"x": [4096]}, {"y": [4096]})
+    alone = clipping(model, tmp_path, [{"x": loud}], {"x": 1.0})["x"]
+    both = clipping(model, tmp_path, [{"x": loud}, *[{"x": quiet}] * 40], {"x": 1.0})["x"]
+    assert both < 0.7 * alone
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
@@ -91,10 +102,28 @@ print(int(re.findall(r"VmHWM:[ \t]+([0-9]+)", Path("/proc/self/status").read_tex
     assert int(done.stdout) < 350  # MB; the libraries are 100 of it
 
 
-def test_not_finite_already(tmp_path: Path) -> None:
-    model = make([Node("Log", ["x"], ["y"])], {"x": [2]}, {"y": [2]})
-    with pytest.raises(BuildError, match=r"y\.m.*: NaN or infinite already in float32"):
-        measure(model, tmp_path, [{"x": np.array([0, 1], np.float32)}])
+def test_not_a_number_already(tmp_path: Path) -> None:
+    """Wherever in the tensor it stands."""
+    model = make([Node("Sqrt", ["x"], ["y"])], {"x": [3]}, {"y": [3]})
+    for x in ([-1, 0, 1], [0, -1, 1], [1, 0, -1]):
+        with pytest.raises(BuildError, match=r"y: NaN already in float32"):
+            measure(model, tmp_path, [{"x": np.array(x, np.float32)}])
+
+
+def test_infinity_is_a_range(tmp_path: Path) -> None:
+    model = make([Node("Log", ["x"], ["a"]), Node("Exp", ["a"], ["y"])], {"x": [2]}, {"y": [2]})
+    largest = measure(model, tmp_path, [{"x": np.array(x, np.float32)} for x in ([0, 1], [1, 1])]).largest
+    assert largest == {"x": 1, "a": np.inf, "y": 1}
+
+
+def test_graphs_that_do_not_run(tmp_path: Path) -> None:
+    """onnxruntime's own exceptions become BuildError."""
+    model = make([Node("Relu", ["x"], ["y"])], {"x": [2]}, {"y": [2]})
+    with pytest.raises(BuildError, match="cannot run the graph to measure it"):
+        measure(model, tmp_path, [{"z": np.ones(2, np.float32)}])
+    model.graph.node[0].op_type = "Nonesuch"
+    with pytest.raises(BuildError, match="cannot load the graph to measure it"):
+        measure(model, tmp_path, [{"x": np.ones(2, np.float32)}])
 
 
 def test_every_activation_of_a_component(bundle: Path) -> None:
