@@ -13,7 +13,6 @@ from sdrt.errors import InputError
 from sdrt.schedulers import tables
 from sdrt.schedulers.tables import Array, Noise
 
-
 MAX_CLIP_RANGE = 1e9
 """Far beyond any latents; float32 holds it."""
 
