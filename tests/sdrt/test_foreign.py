@@ -670,3 +670,23 @@ def test_header_of_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="cannot be read"):
             onnx_header.read(path)
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.INT4])
+def test_weights_that_no_precision_stands_for(tmp_path: Path, kind: int) -> None:
+    """Not passed over as float32."""
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    weight = onnx.TensorProto(name="w", data_type=kind, dims=[2], raw_data=b"\0\0")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [x], [x], [weight])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m")
+    with pytest.raises(BundleError, match=f"weights of element type {kind} of ONNX"):
+        onnx_header.read(tmp_path / "m")
+
+
+def test_a_tokenizer_without_its_vocabulary(make: Callable[..., Path]) -> None:
+    root = make()
+    (root / "tokenizer" / "vocab.json").unlink()
+    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer/vocab\.json is missing") as caught:
+        bundles.load(root)
+    assert "beside tokenizer.json" in caught.value.fix
