@@ -20,13 +20,31 @@ LATENTS: tuple[int | str, ...] = ("H/8", "W/8")
 PICTURES = tuple({"B": b, "H": h, "W": w} for h, w in ((64, 64), (72, 136)) for b in (1, 2))
 
 
-def differs(checkpoint: Checkpoint, expected: Mapping[tuple[str, str], Any], defaults: Mapping[str, Any]) -> str | None:
+CONFIGS: dict[tuple[str, str], Any] = {
+    ("unet", "_class_name"): "UNet2DConditionModel",
+    ("unet", "in_channels"): 4,
+    ("unet", "addition_embed_type"): None,
+    ("unet", "class_embed_type"): None,
+    ("unet", "num_class_embeds"): None,
+    ("unet", "encoder_hid_dim"): None,
+    ("unet", "time_cond_proj_dim"): None,  # set in LCM's U-Nets, which take the guidance scale as an input
+    ("text_encoder", "model_type"): "clip_text_model",
+    ("vae", "_class_name"): "AutoencoderKL",
+    ("vae", "latent_channels"): 4,
+}
+"""What text-to-image families have in common, by (folder, key)."""
+
+DEFAULTS = {"in_channels": 4, "latent_channels": 4, "use_linear_projection": False, "hidden_act": "quick_gelu"}
+"""What the classes take for a key that a config lacks."""
+
+
+def differs(checkpoint: Checkpoint, expected: Mapping[tuple[str, str], Any]) -> str | None:
     """The first config value, by (folder, key), that is not what a family has; None when all are."""
     configs: dict[str, dict[str, Any]] = {}
     for (folder, key), value in expected.items():
         if folder not in configs:
             configs[folder] = checkpoint.config(folder)
-        got = configs[folder].get(key, defaults.get(key))
+        got = configs[folder].get(key, DEFAULTS.get(key))
         if got != value:
             return f"{key} is {got!r}, expected {value!r}"
     return None

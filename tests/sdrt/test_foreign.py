@@ -143,7 +143,7 @@ TEXT_CONFIG = {
 }  # fmt: skip
 VAE_CONFIG = {
     "_class_name": "AutoencoderKL", "block_out_channels": [1, 1, 1, 1], "latent_channels": 4, "scaling_factor": 0.2,
-    "shift_factor": None, "latents_mean": None, "_name_or_path": "/home/somebody/vae",
+    "shift_factor": None, "latents_mean": None, "_name_or_path": "/models/vae",
 }  # fmt: skip
 UNET_CONFIG = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": WIDTH, "sample_size": 8}
 
@@ -177,7 +177,11 @@ def make(tmp_path: Path, bundle: Path) -> Callable[..., Path]:
         write(root, "unet", unet(kind, **more), config, external)
         write(root, "vae_decoder", vae_decoder(kind), VAE_CONFIG, external)
         write(root, "vae_encoder", vae_encoder(kind), VAE_CONFIG, external)
-        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.39.0", "_name_or_path": "/home/x/y"}
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": "0.39.0",
+            "_name_or_path": "/models/tiny",
+        }
         (root / "model_index.json").write_text(json.dumps(index))
         shutil.copytree(bundle / "scheduler", root / "scheduler")
         for folder in ("tokenizer", "tokenizer_2") if sdxl else ("tokenizer",):

@@ -15,21 +15,10 @@ NAME = "sd1"
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 
-CONFIGS: dict[tuple[str, str], Any] = {
-    ("unet", "_class_name"): "UNet2DConditionModel",
-    ("unet", "in_channels"): 4,
-    ("unet", "addition_embed_type"): None,
-    ("unet", "class_embed_type"): None,
-    ("unet", "num_class_embeds"): None,
-    ("unet", "encoder_hid_dim"): None,
-    ("unet", "time_cond_proj_dim"): None,  # set in LCM's U-Nets, which take the guidance scale as an input
+CONFIGS = common.CONFIGS | {
     ("unet", "use_linear_projection"): False,  # True in SD 2.x
-    ("text_encoder", "model_type"): "clip_text_model",
     ("text_encoder", "hidden_act"): "quick_gelu",  # gelu in SD 2.x
-    ("vae", "_class_name"): "AutoencoderKL",
-    ("vae", "latent_channels"): 4,
 }
-DEFAULTS = {"in_channels": 4, "latent_channels": 4, "use_linear_projection": False, "hidden_act": "quick_gelu"}
 
 _NETWORKS = {
     "text_encoder": networks.text_encoder,
@@ -42,7 +31,7 @@ _NETWORKS = {
 def mismatch(checkpoint: Checkpoint) -> str | None:
     if (pipeline := checkpoint.index.get("_class_name")) not in PIPELINES:
         return f"the pipeline is {pipeline}"
-    return common.differs(checkpoint, CONFIGS, DEFAULTS)
+    return common.differs(checkpoint, CONFIGS)
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:

@@ -22,4 +22,4 @@ _CONFIGS = sd1.CONFIGS | {("unet", "use_linear_projection"): True, ("text_encode
 def mismatch(checkpoint: Checkpoint) -> str | None:
     if (pipeline := checkpoint.index.get("_class_name")) not in sd1.PIPELINES:
         return f"the pipeline is {pipeline}"
-    return common.differs(checkpoint, _CONFIGS, sd1.DEFAULTS)
+    return common.differs(checkpoint, _CONFIGS)

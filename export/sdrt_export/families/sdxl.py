@@ -16,21 +16,11 @@ NAME = "sdxl"
 
 _PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
 
-_CONFIGS: dict[tuple[str, str], Any] = {
-    ("unet", "_class_name"): "UNet2DConditionModel",
-    ("unet", "in_channels"): 4,
+_CONFIGS = common.CONFIGS | {
     ("unet", "addition_embed_type"): "text_time",
-    ("unet", "class_embed_type"): None,
-    ("unet", "num_class_embeds"): None,
-    ("unet", "encoder_hid_dim"): None,
-    ("unet", "time_cond_proj_dim"): None,
-    ("text_encoder", "model_type"): "clip_text_model",
     ("text_encoder_2", "model_type"): "clip_text_model",
-    ("vae", "_class_name"): "AutoencoderKL",
-    ("vae", "latent_channels"): 4,
     ("vae", "latents_mean"): None,  # in derivatives with a latent space of their own
 }
-_DEFAULTS = {"in_channels": 4, "latent_channels": 4}
 
 _TIME_IDS = 6
 """original_size, crops_coords_top_left and target_size, height before width. (The refiner has five numbers.)"""
@@ -49,7 +39,7 @@ def mismatch(checkpoint: Checkpoint) -> str | None:
         return f"the pipeline is {pipeline}"
     if absent := [name for name in ("text_encoder", "text_encoder_2") if _is_absent(checkpoint, name)]:
         return f"{absent[0]} is left out, as in the refiner"
-    return common.differs(checkpoint, _CONFIGS, _DEFAULTS)
+    return common.differs(checkpoint, _CONFIGS)
 
 
 def _is_absent(checkpoint: Checkpoint, name: str) -> bool:
