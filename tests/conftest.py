@@ -10,13 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from sdrt.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "tests" / "data" / "clip_bpe_simple_vocab_16e6.txt.gz"
@@ -113,3 +115,17 @@ def ort_bundle(tmp_path_factory: pytest.TempPathFactory, bundle: Path, cli: Cli)
 def copied(bundle: Path, tmp_path: Path) -> Path:
     """A copy of the ONNX bundle, to be damaged."""
     return Path(shutil.copytree(bundle, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Iterator[Pipeline]:
+    """The ONNX bundle, loaded with ONNX Runtime."""
+    with Pipeline.from_pretrained(bundle) as made:
+        yield made
+
+
+@pytest.fixture
+def null(bundle: Path) -> Iterator[Pipeline]:
+    """The ONNX bundle with the null engine, which computes nothing."""
+    with Pipeline.from_pretrained(bundle, engine="null") as made:
+        yield made

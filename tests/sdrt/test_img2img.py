@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,6 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     picture.paste((250, 10, 30), (width // 4, height // 4, width // 2, height // 2))
     return picture
-
-
-@pytest.fixture(scope="module")
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.from_pretrained(bundle) as made:
-        yield made
-
-
-@pytest.fixture
-def null(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.from_pretrained(bundle, engine="null") as made:
-        yield made
 
 
 def load(checkpoint: Path, kind: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,6 @@ def theirs(checkpoint: Path) -> Any:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@pytest.fixture(scope="module")
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.from_pretrained(bundle) as made:
-        yield made
-
-
-@pytest.fixture
-def null(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.from_pretrained(bundle, engine="null") as made:
-        yield made
 
 
 def diffusers_pictures(theirs: Any, config: dict[str, Any], seed: int, **arguments: Any) -> np.ndarray:
