@@ -192,9 +192,77 @@ class Artifact:
             raise BundleError("an artifact needs at least one file")
 
 
+TILE = 64
+"""Pixels. ``A`` in a term of ``Work`` is the picture's area in tiles of 64 × 64: H·W / 4096."""
+
+
+def term(b: int, a: int, t: int) -> str:
+    """How ``Work`` spells Bᵇ·Aᵃ·Tᵗ: ``"B*A^2"``; ``"1"`` when all powers are 0."""
+    powers = (("B", b), ("A", a), ("T", t))
+    return "*".join(symbol if power == 1 else f"{symbol}^{power}" for symbol, power in powers if power) or "1"
+
+
+TERMS: Mapping[str, tuple[int, int, int]] = {
+    term(b, a, t): (b, a, t) for b in (0, 1) for a in range(3) for t in range(3 - a)
+}
+"""Every term of ``Work``, and its powers of B, A, T: at most linear in the batch, quadratic in area and tokens."""
+
+Polynomial = Mapping[str, int]
+"""Term → coefficient. Exact where H and W are multiples of 64."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call computes, counted from the float32 ONNX graph: as polynomials, so that every size is known.
+
+    Multiply-accumulates (a MAC is 2 FLOP) of convolutions, of products with constant weights (``linear``), and of
+    products of two computed matrices (``attention``); nothing is left out for a causal mask. ``elements``: numbers, not
+    bytes, that these operators read and write, weights not among them.
+    """
+
+    convolution: Polynomial = field(default_factory=dict)
+    linear: Polynomial = field(default_factory=dict)
+    attention: Polynomial = field(default_factory=dict)
+    elements: Polynomial = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in self.terms():
+            if key not in TERMS:
+                raise BundleError(f"{quoted(key)} is not a term; terms: {', '.join(TERMS)}")
+        for polynomial in (self.convolution, self.linear, self.attention, self.elements):
+            for key, coefficient in polynomial.items():
+                if coefficient < 1:
+                    raise BundleError(f"the coefficient of {key} is {coefficient}, expected at least 1")
+
+    def terms(self) -> set[str]:
+        """All terms of all polynomials."""
+        return {*self.convolution, *self.linear, *self.attention, *self.elements}
+
+    def at(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """MACs by kind at concrete sizes, e.g. ``{"B": 2, "H": 512, "W": 512, "T": 77}`` (H, W in pixels).
+
+        Where H or W is no multiple of 64 the rounding of inner sizes is left out: close, not exact.
+        """
+        kinds = {"convolution": self.convolution, "linear": self.linear, "attention": self.attention}
+        return {kind: _value(polynomial, sizes) for kind, polynomial in kinds.items()}
+
+    def elements_at(self, sizes: Mapping[str, int]) -> int:
+        """Elements read and written, at sizes as ``at`` takes them."""
+        return _value(self.elements, sizes)
+
+
+def _value(polynomial: Polynomial, sizes: Mapping[str, int]) -> int:
+    total, unit = 0, TILE**4  # whole numbers throughout: A² has the largest denominator
+    for key, coefficient in polynomial.items():
+        b, a, t = TERMS[key]
+        area = (sizes["H"] * sizes["W"]) ** a * unit // TILE ** (2 * a) if a else unit
+        total += coefficient * area * (sizes["B"] if b else 1) * (sizes["T"] ** t if t else 1)
+    return (2 * total + unit) // (2 * unit)
+
+
 @dataclass(frozen=True)
 class Component:
-    """One network: its tensors, and what runs it."""
+    """One network: its tensors, what runs it, and how much it computes (None: not counted)."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -202,6 +270,7 @@ class Component:
     config: File | None = None
     reference: File | None = None
     constants: File | None = None
+    work: Work | None = None
 
     def __post_init__(self) -> None:
         for kind, specs in (("input", self.inputs), ("output", self.outputs)):
@@ -215,6 +284,10 @@ class Component:
             for dim in spec.shape:
                 if isinstance(dim, str) and (symbol := split_dim(dim)[0]) not in told:
                     raise BundleError(f"output {spec.name}: no input tells {symbol}")
+        for key in self.work.terms() if self.work is not None else ():
+            for power, symbols in zip(TERMS[key], ("B", "HW", "T"), strict=True):
+                if power and not told.issuperset(symbols):
+                    raise BundleError(f"work has a term {key}: no input tells {' and '.join(symbols)}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
 from sdrt_engines.calibration import MEASURED, PROMPTS, RANGES, SCALES, Recorder
+from sdrt_engines.graph.work import counted
 
 Report = Callable[[str, str, float], object]
 """(component, what is being done, fraction of the whole in [0, 1])"""
@@ -62,6 +63,7 @@ def build(
             component = replace(
                 component,
                 artifact=module.build(origin, name, staging, own),
+                work=component.work or counted(origin.path(component.artifact.files[0].path), component, name),
                 config=component.config and _copy(origin, component.config, staging),
                 reference=component.reference and _copy(origin, component.reference, staging),
                 constants=component.constants and _copy(origin, component.constants, staging),

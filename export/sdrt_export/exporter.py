@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sdrt.bundle import Artifact, Bundle, Component, File, Manifest, Parity, Pro
 from sdrt.engine import ONNX
 from sdrt.errors import ExportError
 from sdrt.staging import new_directory
+from sdrt_engines.graph.work import counted
 from sdrt_export import checkpoint as checkpoints
 from sdrt_export import families, weights
 from sdrt_export.checkpoint import Checkpoint
@@ -150,6 +151,7 @@ def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Pa
     manifest = _manifest(checkpoint, family, {part.name: component}, (), ())
     job = {"out": str(staging), "manifest": json.loads(bundles.dumps(manifest)), "part": part.name}
     result = _work("check", job, lambda stage: tracker.at(part, stage))
+    component = replace(component, work=counted(folder / "model.onnx", component, part.name))
     return bundles.with_parity(component, (Parity(**figure) for figure in result["parity"]))
 
 

@@ -28,10 +28,10 @@ def command(bundle: str, json_file: str | None) -> None:
 
 
 def as_json(bundle: Bundle) -> dict[str, Any]:
-    """The manifest, and what it adds up to: bytes, and the worst parity of each component."""
+    """The manifest, and what each component's adds up to: bytes, worst parity, and MACs at ``_sizes``."""
     value: dict[str, Any] = json.loads(bundles.dumps(bundle.manifest))
     value["summary"] = {
-        name: {"bytes": _bytes(component), "worst_psnr": _worst(component)}
+        name: {"bytes": _bytes(component), "worst_psnr": _worst(component), "macs": _macs(bundle, component)}
         for name, component in bundle.manifest.components.items()
     }
     return value
@@ -46,10 +46,11 @@ def as_text(bundle: Bundle) -> str:
         worst = _worst(component)
         parity = "not measured" if not artifact.parity else "identical" if worst is None else f"{worst:.1f} dB"
         sizes = " | ".join(" ".join(f"{s}={r}" for s, r in profile.items()) for profile in artifact.profiles) or "any"
-        rows.append(
-            (name, artifact.engine, artifact.precision, artifact.target, sizes, common.size(_bytes(component)), parity)
-        )
-    head = ("component", "engine", "precision", "target", "sizes", "weights", "worst parity")
+        macs = _macs(bundle, component)
+        work = "not counted" if macs is None else common.giga(macs)
+        weights = common.size(_bytes(component))
+        rows.append((name, artifact.engine, artifact.precision, artifact.target, sizes, weights, work, parity))
+    head = ("component", "engine", "precision", "target", "sizes", "weights", "GMAC", "worst parity")
     tensors = [
         (name if i == 0 else "", "in" if spec in component.inputs else "out", str(spec))
         for name, component in facts.components.items()
@@ -63,6 +64,8 @@ def as_text(bundle: Bundle) -> str:
         f" W/{space.downscale}, scaling factor {space.scaling_factor}",
         "",
         common.table(head, rows),
+        f"GMAC: one call at {space.default_width}x{space.default_height}, {_sizes(bundle)['T']} tokens, batch 1;"
+        " guidance makes it batch 2 for what sees the prompt: text encoders and denoiser",
         "",
         common.table(("component", "", "tensor"), tensors),
     ]
@@ -75,6 +78,17 @@ def _shown(component: Component) -> list[bundles.TensorSpec]:
     outputs = list(component.outputs)
     numbered = [spec for spec in outputs if spec.name.rpartition(".")[2].isdigit()]
     return [*component.inputs, *(spec for spec in outputs if spec not in numbered[1:-1])]
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    """One picture of the model's default size, without guidance."""
+    space, texts = bundle.manifest.latents, bundle.manifest.text_encoders
+    tokens = max((text.max_length for text in texts), default=77)
+    return {"B": 1, "H": space.default_height, "W": space.default_width, "T": tokens}
+
+
+def _macs(bundle: Bundle, component: Component) -> int | None:
+    return None if component.work is None else sum(component.work.at(_sizes(bundle)).values())
 
 
 def _bytes(component: Component) -> int:

@@ -33,6 +33,7 @@ from sdrt.bundle import (
     Provenance,
     TensorSpec,
     TextEncoder,
+    Work,
 )  # fmt: skip
 from sdrt.errors import BundleError
 
@@ -44,7 +45,7 @@ WORDS = st.from_regex(r"[a-z][a-z0-9_]{0,7}", fullmatch=True)
 TEXTS = st.text(max_size=12)
 COUNTS = st.integers(1, 4096)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-SYMBOLS = st.from_regex(r"[A-Z][A-Z0-9_]{0,3}(/[1-9][0-9]{0,3})?", fullmatch=True)
+SYMBOLS = st.from_regex(r"([BHWT]|[A-Z][A-Z0-9_]{0,3})(/[1-9][0-9]{0,3})?", fullmatch=True)
 SHA256S = st.text("0123456789abcdef", min_size=64, max_size=64)
 FACTS = st.dictionaries(TEXTS, TEXTS | st.integers(-(2**63), 2**64 - 1) | FINITE | st.none() | st.lists(st.booleans()))
 
@@ -81,13 +82,22 @@ def _artifacts(draw: st.DrawFn, paths: Iterator[str]) -> Artifact:
     )
 
 
+def _works(known: set[str]) -> st.SearchStrategy[Work]:
+    """Work in the symbols that inputs tell."""
+    told = [(symbols <= known) for symbols in ({"B"}, {"H", "W"}, {"T"})]
+    fit = [term for term, powers in bundles.TERMS.items() if all(t or not p for t, p in zip(told, powers, strict=True))]
+    polynomials = st.dictionaries(st.sampled_from(fit), st.integers(1, 2**64 - 1), max_size=3)
+    return st.builds(Work, polynomials, polynomials, polynomials, polynomials)
+
+
 @st.composite
 def _components(draw: st.DrawFn, paths: Iterator[str]) -> Component:
     inputs = draw(_tensors(COUNTS | SYMBOLS))
     known = sorted({bundles.split_dim(d)[0] for spec in inputs for d in spec.shape if isinstance(d, str)})
     outputs = draw(_tensors(COUNTS | st.sampled_from(known) if known else COUNTS))
     side_file = st.none() | _files(paths)
-    return Component(inputs, outputs, draw(_artifacts(paths)), draw(side_file), draw(side_file), draw(side_file))
+    files = [draw(side_file) for _ in range(3)]
+    return Component(inputs, outputs, draw(_artifacts(paths)), *files, draw(st.none() | _works(set(known))))
 
 
 @st.composite
@@ -141,6 +151,41 @@ def test_the_real_bundle(bundle: Path) -> None:
     held = bundles.load(bundle)
     assert bundles.dumps(held.manifest) == (bundle / "sdrt.json").read_text(encoding="utf-8")
     assert bundles.damaged(held) == []
+
+
+def test_a_manifest_without_work_is_read(bundle: Path) -> None:
+    """As all were before there was any."""
+    value = json.loads((bundle / "sdrt.json").read_text(encoding="utf-8"))
+    for component in value["components"].values():
+        component.pop("work", None)
+    assert all(c.work is None for c in bundles.parse(value, "sdrt.json").components.values())
+
+
+# -- work -------------------------------------------------------------------------------------------------------------
+
+
+def test_terms() -> None:
+    expected = ["1", "T", "T^2", "A", "A*T", "A^2", "B", "B*T", "B*T^2", "B*A", "B*A*T", "B*A^2"]
+    assert list(bundles.TERMS) == expected
+
+
+def test_work_at_sizes() -> None:
+    """A is the area in tiles of 64 × 64 pixels; where that is no whole number, the value is rounded."""
+    work = Work(
+        convolution={"B*A": 100},
+        linear={"1": 7, "B": 20, "B*T": 3},
+        attention={"B*A^2": 5, "A*T": 2},
+        elements={"A": 64},
+    )
+    sizes = {"B": 2, "H": 128, "W": 192, "T": 77}
+    assert work.at(sizes) == {
+        "convolution": 2 * 6 * 100,
+        "linear": 7 + 2 * 20 + 2 * 77 * 3,
+        "attention": 2 * 36 * 5 + 6 * 77 * 2,
+    }
+    assert work.elements_at(sizes) == 6 * 64
+    assert work.at({"B": 1, "H": 72, "W": 40, "T": 1})["convolution"] == round(100 * 72 * 40 / 4096)
+    assert Work(linear={"B*T": 2}).at({"B": 3, "T": 5}) == {"convolution": 0, "linear": 30, "attention": 0}
 
 
 # -- mutations --------------------------------------------------------------------------------------------------------
@@ -306,6 +351,36 @@ def drop(*path: Any) -> Change:
         (
             put(*UNET, "inputs", 1, "name", "sample"),
             "sdrt.json.components.unet: an input name stands twice: sample, sample",
+        ),
+        (
+            put(*UNET, "work", {"linear": {"HW": 1}}),
+            "sdrt.json.components.unet.work: 'HW' is not a term; terms: 1, T, T^2",
+        ),
+        (put(*UNET, "work", {"linear": {"B^2": 1}}), "sdrt.json.components.unet.work: 'B^2' is not a term"),
+        (put(*UNET, "work", {"linear": {"A*B": 1}}), "sdrt.json.components.unet.work: 'A*B' is not a term"),
+        (
+            put(*UNET, "work", {"linear": {"B": 0}}),
+            "sdrt.json.components.unet.work: the coefficient of B is 0, expected",
+        ),
+        (
+            put(*UNET, "work", {"linear": {"B": 1.5}}),
+            "sdrt.json.components.unet.work.linear.B: expected an integer, got",
+        ),
+        (
+            put(*UNET, "work", {"linear": 5}),
+            "sdrt.json.components.unet.work.linear: expected an object, got an integer",
+        ),
+        (
+            put(*UNET, "work", {"linea": {}}),
+            "sdrt.json.components.unet.work: unknown key 'linea'; known keys: convolution",
+        ),
+        (
+            put("components", "text_encoder", "work", {"linear": {"B*A": 1}}),
+            "sdrt.json.components.text_encoder: work has a term B*A: no input tells H and W",
+        ),
+        (
+            put("components", "vae_decoder", "work", {"elements": {"T": 1}}),
+            "sdrt.json.components.vae_decoder: work has a term T: no input tells T",
         ),
         (put(*UNET, "outputs", []), "sdrt.json.components.unet: a component needs at least one output"),
         (

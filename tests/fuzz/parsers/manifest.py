@@ -22,6 +22,7 @@ from sdrt.bundle import (
     Provenance,
     TensorSpec,
     TextEncoder,
+    Work,
 )  # fmt: skip
 from sdrt.errors import BundleError
 from tests.fuzz import mutate as mutators
@@ -48,6 +49,7 @@ def manifest() -> Manifest:
         artifact=_artifact("text_encoder", parity=(Parity("B1-T77", "last_hidden_state", 1e-6, 140.5),)),
         config=_file("text_encoder/config.json"),
         constants=_file("text_encoder/constants.npz"),
+        work=Work(linear={"B*T": 24576}, attention={"B*T^2": 192}, elements={"B*T": 1728, "B*T^2": 3}),
     )  # fmt: skip
     unet = Component(
         inputs=(
@@ -57,6 +59,7 @@ def manifest() -> Manifest:
         outputs=(TensorSpec("out_sample", "f32", ("B", 4, "H/8", "W/8")),),
         artifact=_artifact("unet", profiles=({"B": DimRange(1, 2, 8), "H": DimRange(64, 64, 64)},), built_from=HASH),
         reference=_file("unet/reference.npz"),
+        work=Work({"B*A": 4086784}, {"B": 30720}, {"B*A*T": 10048, "B*A^2": 445504}, {"B": 1504}),
     )  # fmt: skip
     decoder = Component(
         inputs=(TensorSpec("latent_sample", "f32", ("B", 4, "H/8", "W/8")),),
@@ -121,6 +124,8 @@ def monsters() -> list[tuple[str, bytes]]:
         ("a version of megabytes", _with(version=[0.5] * (size // 6))),
         ("many dimensions", _with(components={"x": {**component, "inputs": [{"name": "x", "dtype": "f32", "shape": ["B"] * 10**6}]}})),
         ("many sources", _with(denoiser={**good["denoiser"], "inputs": {f"x{i}": ["latents"] for i in range(300_000)}})),
+        ("a term of megabytes", _with(components={"x": {**component, "work": {"linear": {"B*" * (size // 2 - 20_000) + "B": 1}}}})),
+        ("many terms", _with(components={"x": {**component, "work": {"linear": {f"B^{i}": 1 for i in range(10**6)}}}})),
         ("facts of megabytes", _with(facts={"x": [[0]] * 2_000_000})),
     ]  # fmt: skip
 
@@ -152,6 +157,9 @@ def feed(data: bytes, folder: Path) -> None:
             spec.at(sizes)
         for profile in component.artifact.profiles:
             bundle.fits(profile, sizes)
+        if component.work is not None:
+            component.work.at(sizes)
+            component.work.elements_at(sizes)
     if held:
         opened = bundle.Bundle(folder, got)
         opened.path(got.scheduler)
