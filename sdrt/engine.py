@@ -184,6 +184,11 @@ def _parse_option(kind: Any, text: str, what: str) -> Any:
         raise InputError(f"{what}: expected {kind.__name__}, got {text!r}") from None
 
 
+def default_engine(component: Component) -> str:
+    """The engine that opens a component when none is named: the one it was built for."""
+    return DEFAULT_ENGINE if component.artifact.engine == ONNX else component.artifact.engine
+
+
 def open_session(
     bundle: Bundle, name: str, *, engine: str | None = None, device: str | None = None,
     options: OpenOptions | None = None,
@@ -195,7 +200,7 @@ def open_session(
     """
     component = bundle.component(name)
     built_for = component.artifact.engine
-    chosen = engine or (DEFAULT_ENGINE if built_for == ONNX else built_for)
+    chosen = engine or default_engine(component)
     module = find_engine(chosen)
     if built_for not in module.OPENS and "*" not in module.OPENS:
         if built_for == ONNX:
@@ -266,7 +271,10 @@ def _widened(spec: TensorSpec) -> TensorSpec:
 
 
 class CheckedSession:
-    """A session behind checks of names, dtypes, shapes and profiles, of inputs and outputs, and a lock."""
+    """A session behind checks of names, dtypes, shapes and profiles, of inputs and outputs, and a lock.
+
+    Steps differ in nothing that is checked: a call like the last one is compared with it, no more.
+    """
 
     def __init__(self, bundle: Bundle, name: str, session: Session) -> None:
         self.spec = session.spec
@@ -275,24 +283,28 @@ class CheckedSession:
         self._session: Session | None = session
         self._inputs = {spec.name: spec for spec in session.spec.inputs}
         self._bound: dict[str, tuple[int, ...]] = {}
+        self._passed: dict[str, Any] | None = None  # the kinds of the inputs that were checked last
+        self._outputs: dict[str, Any] = {}  # and of the outputs that they must give
         self._lock = threading.Lock()
 
     def bind(self, **constants: Array) -> None:
         with self._lock:
             session = self._opened()
             shapes = self._check(constants)
+            self._passed = None
             session.bind(**constants)
             self._bound.update(shapes)
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         with self._lock:
             session = self._opened()
-            shapes = self._bound | self._check(inputs)
-            if missing := [n for n in self._inputs if n not in shapes]:
-                raise InputError(f"{self.name}: input {missing[0]} is missing; expected {self._expected()}")
-            self._check_sizes(shapes)
+            kinds = _kinds(inputs)
+            if kinds != self._passed:
+                self._outputs = self._check_call(inputs)
+                self._passed = kinds
             outputs = session.run(**inputs)
-            self._check_outputs(outputs, shapes)
+            if _kinds(outputs) != self._outputs:
+                self._check_outputs(outputs)
             return outputs
 
     def close(self) -> None:
@@ -327,11 +339,23 @@ class CheckedSession:
                 )
         return {name: array.shape for name, array in inputs.items()}
 
-    def _check_outputs(self, outputs: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        sizes = solve(self.spec.inputs, shapes)
+    def _check_call(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """The kinds of the outputs that this call must give."""
+        shapes = self._bound | self._check(inputs)
+        if missing := [n for n in self._inputs if n not in shapes]:
+            raise InputError(f"{self.name}: input {missing[0]} is missing; expected {self._expected()}")
+        sizes = self._check_sizes(shapes)
+        return {spec.name: (spec.at(sizes), np.dtype(NUMPY_DTYPES[spec.dtype])) for spec in self.spec.outputs}
+
+    def _check_outputs(self, outputs: Mapping[str, Array]) -> None:
         for spec in self.spec.outputs:
-            array, expected = outputs[spec.name], spec.at(sizes)
-            if array.shape != expected or array.dtype != NUMPY_DTYPES[spec.dtype]:
+            if spec.name not in outputs:
+                raise BundleError(
+                    f"{self.name}: gives no output {spec.name!r}, it gives {', '.join(outputs)}",
+                    f"sdrt verify {self._root} tells whether the bundle is damaged",
+                )
+            array, (expected, dtype) = outputs[spec.name], self._outputs[spec.name]
+            if array.shape != expected or array.dtype != dtype:
                 got = f"{_dtype_name(array)}{list(array.shape)}"
                 raise BundleError(
                     f"{self.name}: output {spec.name} is {got}, the manifest says {spec.dtype}{list(expected)}",
@@ -342,7 +366,7 @@ class CheckedSession:
         got = f"{_dtype_name(array)}[{','.join(map(str, array.shape))}]"
         return InputError(f"{self.name}: input {spec.name} is {got}, engine expects {str(spec).split(': ')[1]}", fix)
 
-    def _check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         sizes = solve(self.spec.inputs, shapes)
         for spec in self.spec.inputs:
             expected = spec.at(sizes)
@@ -353,6 +377,12 @@ class CheckedSession:
                     "give all inputs the same batch and size",
                 )
         check_profiles(self.name, self.spec, sizes)
+        return sizes
+
+
+def _kinds(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Shape and dtype by name; None for what is no array of numpy's."""
+    return {name: (a.shape, a.dtype) if isinstance(a, np.ndarray) else None for name, a in arrays.items()}
 
 
 def _dtype_name(array: Array) -> str:

@@ -155,13 +155,19 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def from_sample(sample: NDArray[np.float32]) -> NDArray[np.float32]:
     """The VAE's sample f32[B,3,H,W] around [-1,1] → pictures f32[B,H,W,3] in [0,1]; as diffusers' VaeImageProcessor."""
-    pictures = np.clip(sample / 2 + np.float32(0.5), 0, 1).astype(np.float32, copy=False).transpose(0, 2, 3, 1)
-    return pictures
+    pictures = sample.astype(np.float32)  # one copy, worked on in place: fresh megabytes cost more than the arithmetic
+    pictures *= np.float32(0.5)
+    pictures += np.float32(0.5)
+    return np.clip(pictures, 0, 1, out=pictures).transpose(0, 2, 3, 1)
 
 
 def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
     """Pictures f32[B,H,W,3] in [0,1] → 8-bit RGB, rounded half to even as in diffusers."""
-    return [Image.fromarray(picture) for picture in (pictures * 255).round().astype(np.uint8)]
+    scaled = pictures * np.float32(255)
+    pixels = np.rint(scaled, out=scaled).astype(np.uint8).transpose(0, 3, 1, 2)
+    # Channel by channel, as they lie in the decoder's sample: Pillow interleaves them several times as fast as numpy.
+    planes = [[Image.fromarray(np.ascontiguousarray(plane)) for plane in picture] for picture in pixels]
+    return [Image.merge("RGB", picture) for picture in planes]
 
 
 def parameters_text(

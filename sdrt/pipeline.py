@@ -52,12 +52,27 @@ class Step:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. ``encode`` is for text and picture; ``steps`` holds one entry a network call."""
+    """Seconds of one generation, by stage.
 
-    encode: float
+    vae_encoder is 0.0 without an initial picture, vae_decoder 0.0 for ``"latent"``. steps holds whole steps, one entry
+    a network call; network is what the denoiser's session took of each. post: from the decoder's sample to pictures.
+    total is more than the sum: waiting for the turn, opening the VAE's encoder at its first use, handing the denoiser
+    its constants, drawing noise, and what the caller does between steps belong to no stage.
+    """
+
+    tokenize: float
+    text_encoder: float
+    vae_encoder: float
     steps: tuple[float, ...]
-    decode: float
+    network: tuple[float, ...]
+    vae_decoder: float
+    post: float
     total: float
+
+    @property
+    def host(self) -> tuple[float, ...]:
+        """What of each step was not the network: the loop, guidance, the scheduler."""
+        return tuple(step - network for step, network in zip(self.steps, self.network, strict=True))
 
 
 @dataclass(frozen=True)
@@ -71,24 +86,38 @@ class Result:
     size: tuple[int, int] = (0, 0)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What a pipeline was asked to be opened with (see ``Pipeline.from_pretrained``)."""
+
+    engine: str | None = None
+    device: str | None = None
+    options: OpenOptions = field(default_factory=OpenOptions)
+
+
 @dataclass
 class _Run:
     """What one generation holds.
 
-    size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). tokens: token ids by text encoder, by
-    text (the negative prompts first; none for them where they are ``zeros``). encode_seconds and steps (seconds, one a
-    network call) are filled on the way.
+    size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). sampler: the scheduler's name. tokens:
+    token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). ticks: the
+    timestep of each step to come, as the network takes it. What comes after is as in Timings, and is filled on the way.
     """
 
     request: GenerationRequest
     seeds: list[int]
     size: tuple[int, int]
     shape: tuple[int, int, int]
-    config: dict[str, Any]
+    scheduler: schedulers.Scheduler
+    sampler: str
     tokens: list[list[list[int]]]
-    zeros: bool = False
-    encode_seconds: float = 0.0
+    zeros: bool
+    ticks: list[Array]
+    tokenize: float
+    text_encoder: float = 0.0
+    vae_encoder: float = 0.0
     steps: list[float] = field(default_factory=list)
+    network: list[float] = field(default_factory=list)
 
 
 class Pipeline:
@@ -104,6 +133,7 @@ class Pipeline:
         """``opener`` loads, by name, a component that only some tasks need, when the first of them comes."""
         self.bundle = bundle
         self.sessions = sessions
+        self.opening = Opening()
         self._opener = opener
         facts = bundle.manifest
         self._text = TextConditioner(bundle, sessions)
@@ -149,6 +179,7 @@ class Pipeline:
             for name in (*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"):
                 sessions[name] = opener(name)
             pipeline = cls(bundle, sessions, opener)
+            pipeline.opening = Opening(engine, device, opening)
         except BaseException:
             for session in sessions.values():
                 session.close()
@@ -185,11 +216,16 @@ class Pipeline:
             if bar is not None:
                 bar(step)
         assert step is not None, "a scheduler makes at least one call"
-        decoding = time.perf_counter()
-        images = self.decode(step.latents, request.output_type)
-        ended = time.perf_counter()
-        timings = Timings(run.encode_seconds, tuple(run.steps), ended - decoding, ended - started)
-        return Result(images, run.seeds, timings, schedulers.label(run.config), run.size)
+        images, vae_decoder, post = self._decode(step.latents, request.output_type)
+        timings = Timings(
+            run.tokenize, run.text_encoder, run.vae_encoder, tuple(run.steps), tuple(run.network), vae_decoder, post,
+            total=time.perf_counter() - started,
+        )  # fmt: skip
+        return Result(images, run.seeds, timings, run.sampler, run.size)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise the InputError of a request that ``generate`` would refuse; computes nothing."""
+        self._prepare(request)
 
     def stream(self, prompt: str | Sequence[str], **arguments: Unpack[Arguments]) -> Iterator[Step]:
         """The steps of a generation, one by one; ``decode(step.latents)`` makes the picture.
@@ -204,15 +240,7 @@ class Pipeline:
             raise InputError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'latent'")
         if not isinstance(latents, np.ndarray):
             raise InputError(f"latents is {type(latents).__name__}, expected float32[B,C,h,w]")
-        if output_type == "latent":
-            return latents
-        space = self.bundle.manifest.latents
-        session = self.sessions["vae_decoder"]
-        z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
-        sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]
-        _check_finite(sample, "vae_decoder", "the picture")
-        pictures = image.from_sample(sample)
-        return image.to_pil(pictures) if output_type == "pil" else pictures
+        return self._decode(latents, output_type)[0]
 
     def cancel(self) -> None:
         """Stop the generation that is running, from any thread: it raises Cancelled before its next step."""
@@ -248,15 +276,27 @@ class Pipeline:
                 f"give width and height that match it: multiples of {space.downscale}",
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
-        schedulers.make(config, request.num_inference_steps)
+        scheduler = schedulers.make(config, request.num_inference_steps)
         self._check_time_ids(request)
         self._check_profiles(request, size)
+        ticks = self._ticks(request, scheduler)
         # The negative prompts first, as in diffusers; none without guidance.
         zeros = request.negative_prompt is None and self.bundle.manifest.no_negative_prompt == "zeros"
         negative = request.negative_prompts if request.guided and not zeros else ()
         texts = {"negative_prompt": negative, "prompt": request.prompts}
+        started = time.perf_counter()
         tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
-        return _Run(request, request.seeds(secrets.randbits(32)), size, shape, config, tokens, zeros)
+        tokenize = time.perf_counter() - started
+        seeds, sampler = request.seeds(secrets.randbits(32)), schedulers.label(config)
+        return _Run(request, seeds, size, shape, scheduler, sampler, tokens, zeros, ticks, tokenize)
+
+    def _ticks(self, request: GenerationRequest, scheduler: schedulers.Scheduler) -> list[Array]:
+        """The timesteps of a generation as the network takes them; InputError for one that it cannot take."""
+        facts = self.bundle.manifest.denoiser
+        inputs = self.sessions[facts.component].spec.inputs
+        clock = next((spec for spec in inputs if facts.inputs[spec.name] == ("timestep",)), None)
+        batch = len(request.prompts) * (1 + request.guided)
+        return [_timestep(float(timestep), clock, batch) for timestep in scheduler.timesteps[request.begin() :]]
 
     def _check_time_ids(self, request: GenerationRequest) -> None:
         """InputError for sizes that the network is not told."""
@@ -292,64 +332,68 @@ class Pipeline:
                 self._turn_owner = None
 
     def _denoise(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
-        request, facts = run.request, self.bundle.manifest.denoiser
-        started = time.perf_counter()
+        request, scheduler, facts = run.request, run.scheduler, self.bundle.manifest.denoiser
         unet = self.sessions[facts.component]
         pictures = len(request.prompts)
         # The negative prompt goes through the text encoder's full depth, as in diffusers.
         skips = [0] * pictures * (request.guided and not run.zeros) + [request.clip_skip] * pictures
+        started = time.perf_counter()
         sources: dict[str, Any] = dict(self._text.encode(run.tokens, skips))
+        run.text_encoder = time.perf_counter() - started
         if request.guided and run.zeros:
             sources = {name: np.concatenate([np.zeros_like(array), array]) for name, array in sources.items()}
         sources["time_ids"] = np.tile(_time_ids(request, run.size), (pictures * (1 + request.guided), 1))
         constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
         unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
         changing = {name: s for name, s in facts.inputs.items() if name not in constant}
-        clock = next((spec for spec in unet.spec.inputs if facts.inputs[spec.name] == ("timestep",)), None)
 
-        scheduler = schedulers.make(run.config, request.num_inference_steps)
         generators = [TorchGenerator(seed) for seed in run.seeds]
         begin = request.begin()
         if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
-            x0 = self._encode(request, run.size, generators)
+            x0 = self._encode(run, generators)
             latents = scheduler.add_noise(x0, initial_latents(generators, run.shape), begin)
         else:
             noise = request.latents if request.latents is not None else initial_latents(generators, run.shape)
             latents = noise * np.float32(scheduler.init_sigma)
         scale = np.float32(request.guidance_scale)
-        total = len(scheduler.timesteps) - begin
+        timesteps = [float(timestep) for timestep in scheduler.timesteps[begin:]]
+        total = len(timesteps)
         step: Step | None = None
-        run.encode_seconds = time.perf_counter() - started
 
-        for i, timestep in enumerate(scheduler.timesteps[begin:], begin):
+        for i, timestep in enumerate(timesteps, begin):
             started = time.perf_counter()
             if self._cancelled.is_set():
                 raise Cancelled(f"cancelled before step {i - begin + 1} of {total}", step=step)
             scaled = scheduler.scale(latents, i)
             sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
-            sources["timestep"] = _timestep(float(timestep), clock, len(sources["latents"]))
-            pred = unet.run(**{name: _join(sources, names) for name, names in changing.items()})[facts.output]
+            sources["timestep"] = run.ticks[i - begin]
+            inputs = {name: _join(sources, names) for name, names in changing.items()}
+            called = time.perf_counter()
+            pred = unet.run(**inputs)[facts.output]
+            run.network.append(time.perf_counter() - called)
             if request.guided:
-                negative, positive = np.split(pred, 2)
+                negative, positive = pred[:pictures], pred[pictures:]
                 pred = negative + scale * (positive - negative)
-            _check_finite(pred, facts.component, f"step {i - begin + 1} of {total} (timestep {timestep:g})")
+            _check_finite(pred, facts.component, "step %d of %d (timestep %g)", i - begin + 1, total, timestep)
             latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
-            run.steps.append(time.perf_counter() - started)
             # Copies: what the caller does with them is not the solver's history.
-            step = Step(i - begin, total, float(timestep), latents.copy(), x0.copy(), run.steps[-1])
+            shown, x0 = latents.copy(), x0.copy()
+            run.steps.append(time.perf_counter() - started)
+            step = Step(i - begin, total, timestep, shown, x0, run.steps[-1])
             if callback is not None:
                 step = self._called_back(callback, step)
                 latents = step.latents
             yield step
 
-    def _encode(self, request: GenerationRequest, size: tuple[int, int], generators: Sequence[TorchGenerator]) -> Array:
+    def _encode(self, run: _Run, generators: Sequence[TorchGenerator]) -> Array:
         """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
-        session, space = self._session("vae_encoder"), self.bundle.manifest.latents
+        request, space, session = run.request, self.bundle.manifest.latents, self._session("vae_encoder")
+        started = time.perf_counter()
         moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
         latents = []
         for picture, generator in zip(request.pictures, generators, strict=True):
             if id(picture) not in moments:
-                sample = image.to_sample(picture, size)
+                sample = image.to_sample(picture, run.size)
                 encoded = session.run(**{session.spec.inputs[0].name: sample})[session.spec.outputs[0].name]
                 _check_finite(encoded, "vae_encoder", "the picture's latents")
                 moments[id(picture)] = encoded
@@ -359,7 +403,23 @@ class Pipeline:
                 deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30.0, 20.0))
                 z = mean + deviation * generator.randn(mean.shape)
             latents.append((z - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
-        return np.concatenate(latents)
+        x0 = np.concatenate(latents)
+        run.vae_encoder = time.perf_counter() - started
+        return x0
+
+    def _decode(self, latents: Array, output_type: str) -> tuple[Any, float, float]:
+        """What ``decode`` returns, and the seconds of the decoder and of making pictures of its sample."""
+        if output_type == "latent":
+            return latents, 0.0, 0.0
+        started = time.perf_counter()
+        space, session = self.bundle.manifest.latents, self.sessions["vae_decoder"]
+        z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
+        sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]
+        decoded = time.perf_counter()
+        _check_finite(sample, "vae_decoder", "the picture")
+        pictures = image.from_sample(sample)
+        images = image.to_pil(pictures) if output_type == "pil" else pictures
+        return images, decoded - started, time.perf_counter() - decoded
 
     def _session(self, name: str) -> Session:
         """The session of a component that only some tasks need, opened at the first use."""
@@ -461,11 +521,12 @@ def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return sources[names[0]] if len(names) == 1 else np.concatenate([sources[name] for name in names], axis=1)
 
 
-def _check_finite(array: Array, component: str, where: str) -> None:
+def _check_finite(array: Array, component: str, where: str, *values: object) -> None:
+    """NumericsError for NaN or infinity; ``where % values`` is made only then, as this is asked at each step."""
     if not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise NumericsError(
-            f"{component}: {where}: {bad} of {array.size} values are NaN or infinite",
+            f"{component}: {where % values}: {bad} of {array.size} values are NaN or infinite",
             "sdrt verify tells whether the bundle is damaged; if it is not, build this component in a higher precision",
         )
 

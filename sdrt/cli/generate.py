@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +81,7 @@ def command(
     _check_output(output)
     if init_image is not None and os.path.realpath(init_image) == os.path.realpath(output):
         raise InputError(f"--output {output}: is the picture to start from", "choose another --output")
-    common.check_json(json_file)
+    common.check_writable("--json", json_file)
     import sdrt
     from sdrt import image
     from sdrt.prompt import PromptTruncated
@@ -108,10 +109,11 @@ def command(
         image.save_png(picture, path, parameters)
     timings = result.timings
     mean = sum(timings.steps) / len(timings.steps)
-    encoded = "text and picture" if request.pictures else "text"
+    picture = f" picture {timings.vae_encoder:.2f} s," if request.pictures else ""
     click.echo(
         f"{', '.join(map(str, paths))}: seed {result.seeds[0]}, load {loaded - started:.2f} s,"
-        f" {encoded} {timings.encode:.2f} s, {len(timings.steps)} steps of {mean:.3f} s, VAE {timings.decode:.2f} s",
+        f" text {timings.tokenize + timings.text_encoder:.2f} s,{picture} {len(timings.steps)} steps of {mean:.3f} s,"
+        f" VAE {timings.vae_decoder:.2f} s",
         err=True,
     )
     if json_file is not None:
@@ -121,13 +123,10 @@ def command(
                 "seeds": result.seeds,
                 "size": list(result.size),
                 "scheduler": result.scheduler,
-                "seconds": {
-                    "load": loaded - started, "encode": timings.encode, "steps": list(timings.steps),
-                    "decode": timings.decode, "total": timings.total,
-                },
+                "seconds": {"load": loaded - started, **asdict(timings)},
             },
             json_file,
-        )  # fmt: skip
+        )
 
 
 def _check_output(output: Path) -> None:

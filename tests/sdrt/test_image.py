@@ -80,6 +80,22 @@ def test_from_sample_clips_and_keeps_float() -> None:
     assert np.asarray(image.to_pil(pictures)[0])[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
+def test_making_pictures_leaves_its_input_alone_and_rounds_at_every_boundary() -> None:
+    """Between each two of 256 levels: the last float below the half, the half itself, the first above; any layout."""
+    halves = ((np.arange(255) + 0.5) / 255).astype(np.float32)
+    rows = [np.nextafter(halves, np.float32(end)) for end in (0, 1)] + [halves]
+    channels_last = np.stack(rows, axis=-1)[None, None]
+    for pictures in (channels_last, np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)):
+        before = pictures.copy()
+        made = np.asarray(image.to_pil(pictures)[0])
+        np.testing.assert_array_equal(pictures, before)
+        np.testing.assert_array_equal(made, (before[0] * 255).round().astype(np.uint8))
+    sample = np.linspace(-2, 2, 48, dtype=np.float32).reshape(1, 3, 4, 4)
+    before = sample.copy()
+    image.from_sample(sample)
+    np.testing.assert_array_equal(sample, before)
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from PIL import Image
 
 import sdrt
+from sdrt.engine import CheckedSession
 from sdrt.metrics import psnr
 from sdrt.pipeline import Pipeline
+from sdrt_engines.null import NullSession
 
 PROMPTS = ["a red star over a lighthouse", "two cats, it's raining"]
 NEGATIVE = ["blurry", "dark, low quality"]
@@ -145,9 +148,23 @@ def test_outputs(pipe: Pipeline) -> None:
     assert latents.shape == (1, 4, 9, 8)
     np.testing.assert_array_equal(np.asarray(picture), (floats.images[0] * 255).round().astype(np.uint8))
     np.testing.assert_array_equal(pipe.decode(latents, "np"), floats.images)
-    assert len(floats.timings.steps) == 3, "PLMS calls the network once more than it has steps"
-    assert floats.timings.total >= sum(floats.timings.steps)
     assert floats.scheduler == "PLMS"
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "latent"])
+@pytest.mark.parametrize("image", [None, Image.new("RGB", (64, 64))], ids=["text", "picture"])
+def test_timings(null: Pipeline, image: Image.Image | None, output_type: Any) -> None:
+    """Every stage that ran has its seconds, every other none, and together they are no more than the whole."""
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 4, "image": image, "strength": 0.75}
+    got = null("a fox", output_type=output_type, **arguments).timings
+    assert len(got.steps) == len(got.network) == (5 if image is None else 4), "PLMS makes its second call twice"
+    assert all(0 < network < step for network, step in zip(got.network, got.steps, strict=True))
+    np.testing.assert_allclose(np.add(got.host, got.network), got.steps)
+    assert (got.vae_encoder > 0) == (image is not None)
+    assert (got.vae_decoder > 0) == (got.post > 0) == (output_type != "latent")
+    assert min(got.tokenize, got.text_encoder) > 0
+    stages = got.tokenize + got.text_encoder + got.vae_encoder + sum(got.steps) + got.vae_decoder + got.post
+    assert got.total >= stages
 
 
 def test_default_size_is_the_models(null: Pipeline) -> None:
@@ -280,6 +297,17 @@ def test_nan_names_component_and_step(bundle: Path, component: str, call: int, o
         Pipeline(pipe.bundle, sessions)(
             "a fox", width=64, height=64, num_inference_steps=3, guidance_scale=1.0, scheduler="DDIM"
         )
+
+
+def test_a_timestep_that_the_network_cannot_take_is_told_before_anything_runs(null: Pipeline) -> None:
+    """Other exporters' networks take integers; schedulers with Karras sigmas ask for fractions, here at the second step."""
+    spec = null.sessions["unet"].spec
+    whole = tuple(replace(i, dtype="i64") if i.name == "timestep" else i for i in spec.inputs)
+    unet = CheckedSession(null.bundle, "unet", NullSession(replace(spec, inputs=whole)))
+    pipe = Pipeline(null.bundle, null.sessions | {"unet": unet})
+    assert len(pipe("a fox", num_inference_steps=3, scheduler="DDIM").timings.steps) == 3
+    with pytest.raises(sdrt.InputError, match=r"asks for timestep 427\.49, the network takes whole ones"):
+        pipe.check(sdrt.GenerationRequest("a fox", num_inference_steps=3, scheduler="Euler Karras"))
 
 
 def test_long_prompt_is_never_cut_silently(null: Pipeline) -> None:
