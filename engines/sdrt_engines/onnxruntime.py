@@ -8,7 +8,6 @@ products are computed in int8, convolutions in float32 from int8's values (bench
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from sdrt import processor
 from sdrt.bundle import MANIFEST, Artifact, Bundle, Precision, record
 from sdrt.engine import (
     ONNX,
@@ -82,25 +82,13 @@ def devices() -> Sequence[Device]:
     library = _library()
     if "CPUExecutionProvider" not in library.get_available_providers():
         raise EngineUnavailable("this onnxruntime has no CPUExecutionProvider", INSTALL)
-    return [Device("cpu", f"{_cpu_name()}, {os.cpu_count()} threads, onnxruntime {library.__version__}", _memory())]
-
-
-def _cpu_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    return [
+        Device(
+            "cpu",
+            f"{processor.name()}, {os.cpu_count()} threads, onnxruntime {library.__version__}",
+            processor.memory(),
+        )
+    ]
 
 
 def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
