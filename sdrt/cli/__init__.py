@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Trace a checkpoint into an ONNX bundle.",
     "build": "Build an ONNX bundle for one engine.",
     "generate": "Make pictures from a prompt.",
+    "bench": "Measure latency, throughput and memory; compare.",
     "inspect": "Show what a bundle holds.",
     "verify": "Check a bundle's files and its parity on this machine.",
     "doctor": "Show which engines and devices are usable here.",
@@ -46,8 +47,8 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-class Command(click.Command):
-    """A command whose help ends with examples, kept as they are written."""
+class _WithExamples:
+    """Help that ends with examples, kept as they are written."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,6 +59,14 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.examples.strip().splitlines():
                     formatter.write(f"  {line.strip()}\n")
+
+
+class Command(_WithExamples, click.Command):
+    """A command whose help ends with examples."""
+
+
+class Group(_WithExamples, click.Group):
+    """A command with commands below it, whose help ends with examples."""
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

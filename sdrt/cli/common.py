@@ -81,27 +81,33 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         yield show
 
 
-def check_json(file: str | None) -> None:
-    """Before minutes of work: whether ``--json`` will have a place to go."""
+def check_writable(option: str, file: str | None) -> None:
+    """Before minutes of work: whether what ``option`` asks for will have a place to go."""
     if file in (None, "-"):
         return
     if not file or os.path.isdir(file) or not os.path.isdir(os.path.dirname(file) or "."):
         raise InputError(
-            f"{file}: cannot be written: is a directory, or its directory is missing", "choose another --json"
+            f"{file}: cannot be written: is a directory, or its directory is missing", f"choose another {option}"
         )
 
 
 def write_json(value: Any, file: str) -> None:
     """Write JSON to a file, or to standard output for ``-``. InputError when it cannot be written."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    ascii_only = file == "-"  # a terminal without the letters would put ? in their place
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
+    write_text(text, file, "--json")
+
+
+def write_text(text: str, file: str, option: str) -> None:
+    """Write a text to a file, or to standard output for ``-``. InputError when it cannot be written."""
     if file == "-":
-        click.echo(text)
+        click.echo(text, nl=False)
         return
     try:
         with replacing(Path(file)) as temporary:
-            temporary.write((text + "\n").encode("utf-8", "replace"))
+            temporary.write(text.encode("utf-8", "replace"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be written: {error.strerror or error}", "choose another --json") from None
+        raise InputError(f"{file}: cannot be written: {error.strerror or error}", f"choose another {option}") from None
 
 
 def _finite(value: Any) -> Any:
@@ -123,6 +129,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
+
+
+def giga(count: int) -> str:
+    """Billions: three digits, or one after the point."""
+    return f"{count / 1e9:.1f}" if count > 10**11 else f"{count / 1e9:.3g}"
 
 
 def size(count: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +42,11 @@ def test_generate(bundle: Path, tmp_path: Path, cli: Cli) -> None:
     report = json.loads((tmp_path / "fox.json").read_text())
     assert report["seeds"] == [5]
     assert report["size"] == [64, 72]
-    assert len(report["seconds"]["steps"]) == 3
+    seconds = report["seconds"]
+    assert list(seconds) == ["load", *(field.name for field in dataclasses.fields(sdrt.Timings))]
+    assert len(seconds["steps"]) == len(seconds["network"]) == 3
+    assert seconds["vae_encoder"] == 0
+    assert re.search(r"seed 5, load \d+\.\d\d s, text \d+\.\d\d s, 3 steps of \d+\.\d{3} s, VAE ", done.stderr)
 
 
 def test_generate_a_batch(bundle: Path, tmp_path: Path, cli: Cli) -> None:
@@ -59,10 +65,30 @@ def test_inspect(bundle: Path, cli: Cli) -> None:
     text = cli("inspect", bundle).stdout
     for fragment in ("sd1, from tiny-sd", "unet", "onnx", "fp32", "sample: f32[B,4,H/8,W/8]", "dB"):
         assert fragment in text
+    assert "GMAC: one call at 128x128, 77 tokens, batch 1; guidance makes it batch 2 for what sees the prompt" in text
+    assert re.search(r"unet .* 0\.036 ", text)
     value = json.loads(cli("inspect", bundle, "--json", "-").stdout)
     assert value["version"] == 1
     assert value["summary"]["unet"]["worst_psnr"] >= 110
     assert value["summary"]["unet"]["bytes"] > 2_000_000
+    assert value["summary"]["unet"]["macs"] == sum(
+        sum(
+            coefficient * {"B": 1, "B*T": 77, "B*A": 4, "B*A*T": 4 * 77, "B*A^2": 16}[term]
+            for term, coefficient in p.items()
+        )
+        for kind, p in value["components"]["unet"]["work"].items()
+        if kind != "elements"
+    )
+    assert value["summary"]["text_encoder"]["macs"] == 77 * 24576 + 77**2 * 192
+
+
+def test_inspect_without_work(copied: Path, cli: Cli) -> None:
+    """A bundle of an older version."""
+    manifest = json.loads((copied / "sdrt.json").read_text())
+    manifest["components"]["unet"].pop("work", None)
+    (copied / "sdrt.json").write_text(json.dumps(manifest))
+    assert re.search(r"unet .* not counted ", cli("inspect", copied).stdout)
+    assert json.loads(cli("inspect", copied, "--json", "-").stdout)["summary"]["unet"]["macs"] is None
 
 
 def test_verify(ort_bundle: Path, tmp_path: Path, cli: Cli) -> None:

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdrt import Pipeline, onnx_header
 from sdrt import bundle as bundles
-from sdrt.bundle import ClipSkip
+from sdrt.bundle import ClipSkip, Work
 from sdrt.engine import BuildOptions
 from sdrt.errors import BuildError, BundleError, InputError
 from sdrt.onnx_header import Header, Value
@@ -385,6 +385,16 @@ def test_build(make: Callable[..., Path], tmp_path: Path, cli: Cli, options: Bui
 
 def test_null_engine_builds_it_too(make: Callable[..., Path], tmp_path: Path) -> None:
     assert build(make(), tmp_path / "built", "null").manifest.unhashed() == []
+
+
+def test_work_is_counted_when_it_is_built(make: Callable[..., Path], tmp_path: Path) -> None:
+    """Not when it is opened. The graphs' dimensions go by other names than ours."""
+    root = make()
+    assert all(c.work is None for c in bundles.load(root).manifest.components.values())
+    built = build(root, tmp_path / "built", "null").manifest.components
+    assert built["text_encoder"].work == Work(), "nothing but a table and a mean"
+    assert built["unet"].work == Work(linear={"B*T": WIDTH * 16}, elements={"B*T": WIDTH + 16})
+    assert built["vae_decoder"].work == Work(convolution={"B*A": 64 * 4 * 192}, elements={"B*A": 64 * (4 + 192)})
 
 
 def test_a_written_manifest_has_all_hashes(make: Callable[..., Path], copied: Path) -> None:
