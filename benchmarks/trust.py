@@ -64,7 +64,7 @@ def same(args: argparse.Namespace) -> dict[str, Any]:
         others.append(max(i.others for i in report.interference))
         print(f"  {number + 1}: {show.comparison(report.comparisons[0])}".replace("\n", "\n     "), flush=True)
     quiet = sum(set(found.values()) == {"no difference"} for found in verdicts)
-    stages = dict.fromkeys(stage for found in verdicts for stage in found)  # a small one is not judged in every run
+    stages = dict.fromkeys(s for found in verdicts for s in found)  # a small one is not judged in every run
     rows = [(stage, *(Counter(v.get(stage) for v in verdicts)[kind] for kind in KINDS)) for stage in stages]
     print(common.table(("stage", *KINDS), rows))
     print(f"no difference in any stage: {quiet} of {args.same}; others used up to {max(others):.1%} of the processor\n")
