@@ -1,6 +1,7 @@
 """Can the measuring core be trusted? One bundle beside itself, planted slowdowns, memory beside the system's account.
 
-    python benchmarks/trust.py BUNDLE [--shape 128x128] [--steps 6] [--threads 1] [--same 20] [--planted 10] [--json FILE]
+    python benchmarks/trust.py BUNDLE [--shape 128x128] [--steps 6] [--threads 1] [--same 20] [--planted 10]
+        [--json FILE]
 
 Prints four tables: verdicts on the bundle beside itself; whether a slowdown of 5 % of one stage was found; peak memory
 beside what /usr/bin/time -v (or wait4, which it reads) says of the same process; what the timers cost a step. The
