@@ -107,6 +107,7 @@ def generator(seed: int, batch: int, *, given: bool) -> Any:
             self._pictures = [genai.TorchGenerator(new_seed + i) for i in range(batch)]
 
         def next(self) -> float:
+            # GenAI's base class wants it; were it called after all, the pictures would not be those of the same noise.
             raise NotImplementedError("DDIM draws nothing after the latents")
 
         def randn_tensor(self, shape: Any) -> Any:

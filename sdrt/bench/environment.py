@@ -147,7 +147,7 @@ def clock() -> float | None:
     """The processor's clock in MHz; None where the system does not tell."""
     try:
         frequency: Any = library().cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
+    except (OSError, NotImplementedError, AttributeError):  # by system, psutil raises one, or lacks the function
         return None
     return float(frequency.current) if frequency is not None and frequency.current else None
 

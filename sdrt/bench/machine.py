@@ -3,7 +3,7 @@
     python -m sdrt.bench.machine --threads 2        {"sgemm": FLOP/s, "bandwidth": bytes/s, "threads": 2}
 
 numpy's BLAS takes its number of threads from the environment, once, when it is loaded. So a rate for a number of
-threads is measured in a process of its own (``measure``); ``sgemm_rate`` and ``bandwidth`` do that, too.
+threads is measured in a process of its own (``measure``).
 """
 
 from __future__ import annotations
@@ -44,22 +44,12 @@ SECONDS = 0.6
 """How long each of the two is repeated; the best repetition counts."""
 
 
-def sgemm_rate(threads: int | None = None) -> float:
-    """FLOP/s of float32 matrix products by numpy's BLAS with ``threads`` threads (None: the BLAS's own choice)."""
-    return measure(threads)["sgemm"]
-
-
-def bandwidth(threads: int | None = None) -> float:
-    """Bytes/s, read plus written, of copying memory with ``threads`` threads (None: one a core that we may use).
-
-    As STREAM's Copy counts: each byte copied is one read and one written; what a cache line costs that is fetched to
-    be overwritten is not counted.
-    """
-    return measure(threads)["bandwidth"]
-
-
 def measure(threads: int | None = None) -> dict[str, float]:
     """``sgemm`` (FLOP/s), ``bandwidth`` (bytes/s) and ``threads``, from a process of its own. About 2 seconds.
+
+    threads: None leaves products to the BLAS's own choice, and copies with one a core that we may use. sgemm: float32
+    matrix products of numpy's BLAS. bandwidth: as STREAM's Copy counts, each byte copied is one read and one written;
+    what a cache line costs that is fetched to be overwritten is not counted.
 
     InputError for a number of threads below 1; SdrtError when the process fails, such as for want of memory.
     """

@@ -24,12 +24,6 @@ def test_rates_are_numbers() -> None:
     assert all(0 < got[name] < math.inf for name in ("sgemm", "bandwidth"))
 
 
-def test_one_rate_is_one_of_the_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "measure", lambda threads: {"sgemm": 3.0 * threads, "bandwidth": 5.0 * threads})
-    assert machine.sgemm_rate(2) == 6
-    assert machine.bandwidth(2) == 10
-
-
 def test_work_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock goes 9 seconds in the warm-up, then 4, 2, 3 in the runs; the fastest counts."""
     now = [0.0]
