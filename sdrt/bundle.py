@@ -24,6 +24,7 @@ from sdrt.errors import BundleError, quoted
 
 MANIFEST = "sdrt.json"
 FORMAT = "sdrt"
+SHIPPED = Path(__file__).parent / "models"
 VERSION = 1
 
 DType = Literal["f32", "f16", "bf16", "i64", "i32", "u8", "i8", "bool"]
@@ -37,6 +38,7 @@ MAX_PATH = 1024
 """Characters."""
 MAX_FILES = 10_000
 MAX_TEXT_ENCODERS = 16
+MAX_GUIDANCE = 10_000
 
 _SYMBOL = re.compile(r"([A-Z][A-Z0-9_]*)(?:/([1-9][0-9]{0,3}))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -392,10 +394,14 @@ class Manifest:
     provenance: Provenance
     no_negative_prompt: Literal["empty", "zeros"] = "empty"
     """What stands for the negative prompt when none is given: the encoded empty text, or zeros (not encoded)."""
+    guidance_scale: float = 7.5
+    """The guidance of a request that gives none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_relative(self.scheduler)
+        if not abs(self.guidance_scale) <= MAX_GUIDANCE:
+            raise BundleError(f"guidance_scale is {self.guidance_scale}, expected a number, at most {MAX_GUIDANCE}")
         if len(self.text_encoders) > MAX_TEXT_ENCODERS:
             raise BundleError(f"has {len(self.text_encoders)} text encoders, at most {MAX_TEXT_ENCODERS}")
         for text in self.text_encoders:
@@ -482,13 +488,23 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
+def shipped(name: str) -> Path | None:
+    """The directory of a bundle that sdrt brings: ``demo``. None for any other name."""
+    path = SHIPPED / name
+    return path if name.isidentifier() and (path / MANIFEST).is_file() else None
+
+
 def load(root: str | Path) -> Bundle:
     """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
+
+    A name of what sdrt brings (``shipped``) stands for it where there is no such directory.
 
     A directory without it that optimum wrote is read too (``sdrt.foreign``). Hashes are left to ``damaged``. Raises
     BundleError, which names the file and the key.
     """
     root = Path(root)
+    if not os.path.lexists(root) and (own := shipped(str(root))) is not None:
+        root = own
     path = root / MANIFEST
     if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long, or a folder that may not be entered
         replaced = root.parent / f".{root.name}.replaced"

@@ -144,6 +144,7 @@ def _manifest(root: Path, index: Config) -> Manifest:
         provenance=Provenance(_name(root), (), versions),
         # As in diffusers, where SDXL's pipelines alone know the key; it defaults to true.
         no_negative_prompt="zeros" if pooled and index.need("force_zeros_for_empty_prompt", bool, True) else "empty",
+        guidance_scale=5.0 if pooled else 7.5,  # the defaults of diffusers' pipelines
         facts={"inferred_from": f"{INDEX}, config.json files, ONNX graphs"},
     )
 

@@ -77,13 +77,17 @@ class Timings:
 
 @dataclass(frozen=True)
 class Result:
-    """images: PIL pictures, or one array (see ``output_type``); seeds: one a picture; timings in seconds."""
+    """images: PIL pictures, or one array (see ``output_type``); seeds: one a picture; timings in seconds.
+
+    scheduler, size (width, height) and guidance_scale: those of the request, or the model's own.
+    """
 
     images: Any
     seeds: list[int]
     timings: Timings
     scheduler: str = ""
     size: tuple[int, int] = (0, 0)
+    guidance_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,9 @@ class Pipeline:
             run.tokenize, run.text_encoder, run.vae_encoder, tuple(run.steps), tuple(run.network), vae_decoder, post,
             total=time.perf_counter() - started,
         )  # fmt: skip
-        return Result(images, run.seeds, timings, run.sampler, run.size)
+        guidance_scale = run.request.guidance_scale
+        assert guidance_scale is not None, "_prepare gave the model's own"
+        return Result(images, run.seeds, timings, run.sampler, run.size, float(guidance_scale))
 
     def check(self, request: GenerationRequest) -> None:
         """Raise the InputError of a request that ``generate`` would refuse; computes nothing."""
@@ -267,6 +273,7 @@ class Pipeline:
         """Everything about a request that can be refused before anything is computed."""
         if self._closed:
             raise _closed()
+        request = request.with_guidance(self.bundle.manifest.guidance_scale)
         space = self.bundle.manifest.latents
         size = request.size((space.default_width, space.default_height), space.downscale)
         shape = (space.channels, size[1] // space.downscale, size[0] // space.downscale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdrt import image
+from sdrt.bundle import MAX_GUIDANCE
 from sdrt.errors import InputError
 from sdrt.image_file import MAX_SIDE
 from sdrt.noise import MAX_SEED
@@ -27,7 +29,6 @@ InitImage = str | Path | Image.Image | NDArray[Any]
 MAX_PROMPT = 20_000
 """Characters. Far beyond what any text encoder takes; a guard against a file passed as a prompt."""
 MAX_PICTURES = 1024
-MAX_GUIDANCE = 10_000
 MAX_GROWTH = 4
 """How many times the model's own number of pixels a picture may have before its size must be asked for."""
 
@@ -39,7 +40,7 @@ class Arguments(TypedDict, total=False):
     width: int | None
     height: int | None
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     num_images_per_prompt: int
     seed: int | None
     latents: NDArray[np.float32] | None
@@ -60,12 +61,12 @@ class GenerationRequest:
     """Argument names are diffusers'.
 
     prompt, negative_prompt: a text, or a list of texts (a batch). width, height: pixels, None for the model's own size.
-    num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt.
-    num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents: f32[B,C,H/8,W/8],
-    standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the model's own. clip_skip:
-    how many of the text encoder's last layers to leave out for the prompt (for the negative prompt none, as in
-    diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it. output_type: "pil",
-    "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+    num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt; None
+    for the model's own. num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents:
+    f32[B,C,H/8,W/8], standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the
+    model's own. clip_skip: how many of the text encoder's last layers to leave out for the prompt (for the negative
+    prompt none, as in diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it.
+    output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
 
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
     one a prompt; all pictures of a prompt start from its own. Without width and height the picture's own size counts,
@@ -84,7 +85,7 @@ class GenerationRequest:
     width: int | None = None
     height: int | None = None
     num_inference_steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     num_images_per_prompt: int = 1
     seed: int | None = None
     latents: NDArray[np.float32] | None = field(default=None, compare=False)
@@ -125,7 +126,7 @@ class GenerationRequest:
                 raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
         scale = self.guidance_scale
         number = isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool)
-        if not number or not abs(scale) <= MAX_GUIDANCE:
+        if scale is not None and not (number and abs(scale) <= MAX_GUIDANCE):
             raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
@@ -152,9 +153,18 @@ class GenerationRequest:
             raise InputError(f"there is no argument {unknown[0]!r}; known arguments: {known}")
         return cls(prompt, **arguments)
 
+    def with_guidance(self, default: float) -> GenerationRequest:
+        """This request, with the model's own guidance scale where it gives none."""
+        if self.guidance_scale is not None:
+            return self
+        own = copy.copy(self)  # dataclasses.replace would read the initial pictures again
+        object.__setattr__(own, "guidance_scale", default)
+        return own
+
     @property
     def guided(self) -> bool:
-        """Whether each step runs the network for the negative prompt too."""
+        """Whether each step runs the network for the negative prompt too; known once the guidance scale is."""
+        assert self.guidance_scale is not None, "with_guidance comes first"
         return self.guidance_scale > 1
 
     def _check_sizes(self) -> None:

@@ -8,6 +8,7 @@ products are computed in int8, convolutions in float32 from int8's values (bench
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ from sdrt.engine import (
     unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
-from sdrt_engines.graph import fix_dims, load_graph, name_dims, weights_folder
+from sdrt_engines.graph import fix_dims
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims, profiles
+from sdrt_engines.graph.storage import float32_graph
 
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
@@ -105,19 +107,18 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         )
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_graph(source.path(component.artifact.files[0].path))
-    name_dims(model, component)
-    weights = weights_folder(model, source, component)
     dims = fixed_dims(component, options)
-    if options.precision == "fp32":
-        _save_optimized(library, name, model, weights, dims, folder)
-        facts: dict[str, Any] = {"optimization": "extended"}
-    else:
-        held = Weights(model, weights)
-        facts = reduce(model, held, weights, source, component, options)
-        group_norm_as_instance_norm(model)
-        fix_dims(model, dims)
-        held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
+    with tempfile.TemporaryDirectory(dir=out, prefix=".float32-") as scratch:
+        model, weights = float32_graph(source, component, Path(scratch))
+        if options.precision == "fp32":
+            _save_optimized(library, name, model, weights, dims, folder)
+            facts: dict[str, Any] = {"optimization": "extended"}
+        else:
+            held = Weights(model, weights)
+            facts = reduce(model, held, weights, source, component, options)
+            group_norm_as_instance_norm(model)
+            fix_dims(model, dims)
+            held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
     names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
     return Artifact(
         engine="onnxruntime",

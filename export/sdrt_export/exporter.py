@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import sdrt
 from sdrt import bundle as bundles
@@ -24,9 +24,10 @@ from sdrt.errors import ExportError
 from sdrt.staging import new_directory
 from sdrt_engines.graph.work import counted
 from sdrt_export import checkpoint as checkpoints
-from sdrt_export import families, weights
+from sdrt_export import families
 from sdrt_export.checkpoint import Checkpoint
 from sdrt_export.families import Facts, Family, Part
+from sdrt_export.weights import float32_bytes
 
 STAGES = {
     "import": 5, "weights": 1, "capture": 18, "lower": 32, "optimize": 10, "save": 8, "reference": 8, "check": 8,
@@ -55,28 +56,38 @@ class Estimate:
 
 Report = Callable[[Progress], object]
 
+Storage = Literal["fp32", "fp16"]
+"""In what the bundle stores weights. They are computed in float32 in either case."""
+
 
 def export(
-    model: str, out: str | Path, *, components: Sequence[str] = (), force: bool = False, report: Report = lambda _: None
-) -> Bundle:
+    model: str, out: str | Path, *, components: Sequence[str] = (), weights: Storage = "fp32",
+    guidance_scale: float | None = None, force: bool = False, report: Report = lambda _: None,
+) -> Bundle:  # fmt: skip
     """Export a checkpoint (a directory in diffusers' layout, or a Hub id) into the bundle ``out``.
 
-    ``components``: some of the family's components only; none means all. Each graph is checked against torch at every
-    reference case; a failed check is an ExportError and leaves no bundle. Raises ExportError, BundleError.
+    ``components``: some of the family's components only; none means all. ``weights``: ``fp16`` stores them so, in half
+    the bytes, without loss: a checkpoint with a weight that float16 changes is an ExportError. ``guidance_scale``: that
+    of requests which give none; None for the family's default. Each graph is checked against torch at every reference
+    case; a failed check is an ExportError and leaves no bundle. Raises ExportError, BundleError.
     """
     out = Path(os.path.abspath(out))
     checkpoint = checkpoints.locate(model)
     family = families.find(checkpoint)
     parts = _chosen(family, checkpoint, components)
-    _check_disk(_estimate(checkpoint, parts).disk, out)
+    if weights not in get_args(Storage):
+        raise ExportError(f"weights are stored in {' or '.join(get_args(Storage))}, asked for {weights!r}")
+    _check_disk(_estimate(checkpoint, parts, weights).disk, out)
     with new_directory(out, force=force, sources=[checkpoint.root]) as staging, ThreadPoolExecutor(1) as hashing:
         files = _copy_configs(checkpoint, family, staging)
         sources = hashing.submit(checkpoint.source_files, sorted({part.folder for part in parts}))
         made: dict[str, Component] = {}
         tracker = _Tracker(report, parts)
         for part in parts:
-            made[part.name] = _export_part(checkpoint, family, part, staging, tracker)
+            made[part.name] = _export_part(checkpoint, family, part, staging, weights, tracker)
         manifest = _manifest(checkpoint, family, made, tuple(files), sources.result())
+        if guidance_scale is not None:
+            manifest = replace(manifest, guidance_scale=guidance_scale)
         bundles.save(staging, manifest)
     return bundles.load(out)
 
@@ -100,21 +111,23 @@ def _chosen(family: Family, checkpoint: Checkpoint, components: Sequence[str]) -
     return [part for part in parts if not components or part.name in components]
 
 
-def estimate(model: str, components: Sequence[str] = ()) -> Estimate:
+def estimate(model: str, components: Sequence[str] = (), weights: Storage = "fp32") -> Estimate:
     """What exporting these components will take. Raises as ``export`` does."""
     checkpoint = checkpoints.locate(model)
-    return _estimate(checkpoint, _chosen(families.find(checkpoint), checkpoint, components))
+    return _estimate(checkpoint, _chosen(families.find(checkpoint), checkpoint, components), weights)
 
 
-def _estimate(checkpoint: Checkpoint, parts: Sequence[Part]) -> Estimate:
+def _estimate(checkpoint: Checkpoint, parts: Sequence[Part], storage: Storage) -> Estimate:
     """Beside float32 weights: 20 MB of other files, and 0.8 GB of libraries and graph in memory, as was seen.
 
-    Weights in another precision are rewritten beside the output while their component is exported.
+    Weights in another precision are rewritten beside the output while their component is exported; what is stored in
+    float16 is written in float32 first.
     """
     paths = {part.folder: checkpoint.weights(part.folder) for part in parts}
-    sizes = {folder: weights.float32_bytes(files) for folder, files in paths.items()}
+    sizes = {folder: float32_bytes(files) for folder, files in paths.items()}
     rewritten = [size for folder, size in sizes.items() if size > 1.5 * sum(p.stat().st_size for p in paths[folder])]
-    return Estimate(sum(sizes.values()) + max(rewritten, default=0) + 20 * 2**20, max(sizes.values()) + 8 * 10**8)
+    total = sum(sizes.values()) if storage == "fp32" else sum(sizes.values()) // 2 + max(sizes.values())
+    return Estimate(total + max(rewritten, default=0) + 20 * 2**20, max(sizes.values()) + 8 * 10**8)
 
 
 def _check_disk(need: int, out: Path) -> None:
@@ -129,13 +142,16 @@ def _check_disk(need: int, out: Path) -> None:
         )
 
 
-def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Path, tracker: _Tracker) -> Component:
+def _export_part(
+    checkpoint: Checkpoint, family: Family, part: Part, staging: Path, storage: Storage, tracker: _Tracker
+) -> Component:
     folder = staging / part.name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(checkpoint.config(part.folder), indent=2) + "\n", encoding="utf-8")
     job = {"root": str(checkpoint.root), "name": checkpoint.name, "family": family.NAME, "part": part.name}
-    _work("trace", job | {"out": str(staging)}, lambda stage: tracker.at(part, stage))
+    _work("trace", job | {"out": str(staging), "weights": storage}, lambda stage: tracker.at(part, stage))
     files = [f"{part.name}/{name}" for name in ("model.onnx", "model.onnx.data") if (folder / name).exists()]
+    facts = {"weights": storage} if storage == "fp16" else {}
 
     def recorded(name: str) -> File | None:
         return bundles.record(staging, f"{part.name}/{name}") if (folder / name).exists() else None
@@ -143,7 +159,7 @@ def _export_part(checkpoint: Checkpoint, family: Family, part: Part, staging: Pa
     component = Component(
         inputs=part.inputs,
         outputs=part.outputs,
-        artifact=Artifact(ONNX, "fp32", tuple(bundles.record(staging, file) for file in files)),
+        artifact=Artifact(ONNX, "fp32", tuple(bundles.record(staging, file) for file in files), facts=facts),
         config=recorded("config.json"),
         reference=recorded("reference.npz"),
         constants=recorded("constants.npz"),
@@ -243,6 +259,7 @@ def _manifest(
         denoiser=facts.denoiser,
         latents=facts.latents,
         no_negative_prompt=facts.no_negative_prompt,
+        guidance_scale=facts.guidance_scale,
         scheduler="scheduler/scheduler_config.json",
         files=files,
         provenance=Provenance(checkpoint.name, sources, versions),

@@ -168,7 +168,7 @@ def make_checkpoint(
     vae.save_pretrained(out / "vae")
     for folder, text in texts.items():
         text.save_pretrained(out / folder)
-        _prefix_names(out / folder / "model.safetensors")
+        prefix_names(out / folder / "model.safetensors")
     # OpenCLIP's encoders (SD 2, SDXL's second) are padded with "!", whose id is 0; OpenAI's with the end token.
     tokenizers = {"tokenizer": "!" if architecture == "sd2" else "<|endoftext|>", "tokenizer_2": "!"}
     for folder, pad in list(tokenizers.items())[: len(texts)]:
@@ -208,7 +208,7 @@ def _write_tokenizer(vocabulary: Path, folder: Path, pad_token: str) -> None:
     write_clip_vocabulary(vocabulary, folder)  # transformers 5 keeps tokenizer.json alone
 
 
-def _prefix_names(path: Path) -> None:
+def prefix_names(path: Path) -> None:
     """Call CLIP's weights ``text_model.…``, as published checkpoints do: transformers 5 writes them without.
 
     It reads both; transformers 4 takes names without the prefix for unknown ones, and initialises the network anew.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,18 @@ def float32_state(paths: Iterable[Path], scratch: Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{path}: cannot be read: {error}", "download the checkpoint again") from None
     return state
+
+
+def check_half(folder: str, state: Mapping[str, Any]) -> None:
+    """ExportError unless float16 holds each value of a state dict, which is that of the checkpoint's ``folder``."""
+    from sdrt_engines.graph.storage import is_exact
+
+    floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    if changed := [name for name in floats if not is_exact(state[name].numpy())]:
+        raise ExportError(
+            f"{folder}: float16 would change {len(changed)} of {len(floats)} weight tensors, {changed[0]} first",
+            "export with --weights fp32, or round the checkpoint to float16",
+        )
 
 
 def float32_bytes(paths: Iterable[Path]) -> int:

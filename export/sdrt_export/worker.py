@@ -42,16 +42,33 @@ def trace(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job["out"], prefix=".weights-") as scratch:
         _tell(stage="weights")
         state = weights.float32_state(checkpoint.weights(part.folder), Path(scratch))
+        if job["weights"] == "fp16":
+            weights.check_half(part.folder, state)
         real, hollow, fake = _networks(family, part, config)
         weights.load_into(real.model, state)
         state = dict(real.model.state_dict())
         trace.export_graph(part, hollow, state, fake, out / "model.onnx", lambda stage: _tell(stage=stage))
         del hollow
+        if job["weights"] == "fp16":
+            _store_half(out, Path(scratch))
         _tell(stage="reference")
         verify.write_reference(part, real, out / "reference.npz")
         if constants := family.constants(part.name, config, state):
             np.savez(out / "constants.npz", **constants)
     return {}
+
+
+def _store_half(folder: Path, scratch: Path) -> None:
+    """Store the graph's weights in float16. What folding constants made, and float16 cannot hold, stays float32."""
+    from sdrt_engines.graph import load_graph
+    from sdrt_engines.graph.external import Weights
+    from sdrt_engines.graph.storage import narrow
+
+    model = load_graph(folder / "model.onnx")
+    held = Weights(model, folder)
+    narrow(model, held)
+    for name in held.save(model, scratch):
+        os.replace(scratch / name, folder / name)
 
 
 def _networks(family: families.Family, part: families.Part, config: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -73,6 +73,8 @@ def _memory(pipe: Pipeline, request: GenerationRequest, progress: Progress) -> M
 
 
 def _settings(pipe: Pipeline, request: GenerationRequest) -> Settings:
+    request = request.with_guidance(pipe.bundle.manifest.guidance_scale)
+    assert request.guidance_scale is not None, "it has the model's own now"
     space = pipe.bundle.manifest.latents
     width, height = request.size((space.default_width, space.default_height), space.downscale)
     return Settings(

@@ -66,7 +66,7 @@ class MemorySampler:
     def peak(self) -> Usage:
         """The largest since the start. Linux keeps a process's own resident peak exactly; the rest is what was seen."""
         rss = self._rss
-        if self._alone and (kept := _high_water(self._process.pid)) is not None:
+        if self._alone and (kept := high_water(self._process.pid)) is not None:
             rss = max(rss, kept)
         return Usage(rss, self._anonymous, self._device)
 
@@ -93,7 +93,7 @@ def _usage(process: Any) -> Usage:
     return Usage(info.rss, info.uss)
 
 
-def _high_water(pid: int) -> int | None:
+def high_water(pid: int) -> int | None:
     """The largest resident memory that the kernel saw of one process, in bytes. None where it does not tell.
 
     Not ``ru_maxrss``, which after a fork starts from the parent's.

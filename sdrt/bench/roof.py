@@ -65,6 +65,8 @@ def roof(bundle: Bundle, settings: Settings, measured: Rates | None, stages: Map
             continue
         macs = work.at(sizes)
         weights = sum(file.bytes for file in artifact.files)
+        if artifact.facts.get("weights") == "fp16" and artifact.precision == "fp32":
+            weights *= 2  # stored in float16, widened when they are loaded
         moved = weights + work.elements_at(sizes) * BYTES[artifact.precision]
         floor = max(2 * sum(macs.values()) / best, moved / measured.bandwidth)
         summary = stages.get(stage) if stage is not None else None

@@ -18,9 +18,11 @@ from sdrt.schedulers import label, resolve
 
 def plans(
     models: Sequence[str], base: Settings, *, shapes: Sequence[tuple[int, int]] = (), batches: Sequence[int] = (1,),
-    threads: Sequence[int | None] = (None,), streams: Sequence[int] = (1,),
+    threads: Sequence[int | None] = (None,), streams: Sequence[int] = (1,), guidance_scale: float | None = None,
 ) -> dict[str, Plan]:  # fmt: skip
-    """One plan a combination, named by what differs. ``base`` holds the rest; shapes in pixels, none for the model's.
+    """One plan a combination, named by what differs. ``base`` holds the rest.
+
+    shapes in pixels, none for each model's own; guidance_scale None for each model's own.
 
     Raises what opening a bundle and checking a request raise, for every combination, before anything is measured.
     """
@@ -28,11 +30,12 @@ def plans(
     for model in models:
         with Pipeline.from_pretrained(model, "null") as pipe:  # loads no weights
             space, config = pipe.bundle.manifest.latents, resolve(base.scheduler, pipe.scheduler_config)
+            guidance = pipe.bundle.manifest.guidance_scale if guidance_scale is None else guidance_scale
             sizes = shapes or ((space.default_width, space.default_height),)
             for (width, height), batch, count, parallel in product(sizes, batches, threads, streams):
                 settings = replace(
                     base, model=model, width=width, height=height, batch=batch, threads=count, streams=parallel,
-                    scheduler=label(config),
+                    scheduler=label(config), guidance_scale=guidance,
                 )  # fmt: skip
                 pipe.check(_request(settings))
                 name = ", ".join((

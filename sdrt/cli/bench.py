@@ -33,7 +33,10 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 
 
 @click.group(cls=Group, invoke_without_command=True, examples=EXAMPLES)
-@click.option("-m", "--model", "models", multiple=True, type=click.Path(), help="Bundle; repeatable: compared in turn.")
+@click.option(
+    "-m", "--model", "models", multiple=True, type=click.Path(), default=[common.DEMO], show_default=True,
+    help="Bundle; repeatable: compared in turn.",
+)  # fmt: skip
 @click.option("--engine", metavar="NAME", help="Engine; each bundle's own when left out.")
 @click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
 @click.option(
@@ -50,7 +53,9 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Steps of the scheduler.")
 @click.option("--scheduler", metavar="NAME", help="As sdrt generate's; the model's own when left out.")
-@click.option("--cfg-scale", "--guidance-scale", type=float, default=7.5, show_default=True, help="1: no guidance.")
+@click.option(
+    "--cfg-scale", "--guidance-scale", type=float, help="1: no guidance; the model's own when left out."
+)  # fmt: skip
 @click.option(
     "-p", "--prompt", default="a lighthouse on a cliff at dawn, oil painting", metavar="TEXT", help="What is shown."
 )
@@ -68,7 +73,7 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 def command(
     context: click.Context, models: tuple[str, ...], engine: str | None, device: str | None,
     shapes: tuple[tuple[int, int], ...], batch: tuple[int, ...], threads: tuple[int, ...], streams: tuple[int, ...],
-    steps: int, scheduler: str | None, cfg_scale: float, prompt: str, warmups: int, iterations: int,
+    steps: int, scheduler: str | None, cfg_scale: float | None, prompt: str, warmups: int, iterations: int,
     starts: int | None, memory: bool, machine: bool, extra: dict[str, str], json_file: str | None, csv_file: str | None,
 ) -> None:  # fmt: skip
     """Measure latency, throughput and memory, stage by stage, in processes of their own.
@@ -82,8 +87,6 @@ def command(
         if any(context.get_parameter_source(name) is given for name in context.params):
             raise click.UsageError("options of a measurement mean nothing to compare: sdrt bench compare A B")
         return
-    if not models:
-        raise click.UsageError("give a bundle with -m")
     common.check_writable("--json", json_file)
     common.check_writable("--csv", csv_file)
     if (json_file, csv_file) == ("-", "-"):
@@ -92,10 +95,13 @@ def command(
     from sdrt.bench.report import Settings
 
     base = Settings(
-        model="", width=0, height=0, engine=engine, device=device, steps=steps, guidance_scale=cfg_scale,
-        scheduler=scheduler, prompt=prompt, options=extra,
+        model="", width=0, height=0, engine=engine, device=device, steps=steps, scheduler=scheduler,
+        prompt=prompt, options=extra,
     )  # fmt: skip
-    plans = sweep.plans(models, base, shapes=shapes, batches=batch, threads=threads or (None,), streams=streams)
+    plans = sweep.plans(
+        models, base, shapes=shapes, batches=batch, threads=threads or (None,), streams=streams,
+        guidance_scale=cfg_scale,
+    )  # fmt: skip
     starts = starts or (3 if len(models) > 1 else 1)
     total, done = measuring.steps(
         len(plans), warmups=warmups, iterations=iterations, processes=starts, memory=memory, machine=machine

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdrt import bundle as bundles
 from sdrt.cli import Command, common
 from sdrt.errors import ExportError
 
@@ -21,6 +22,7 @@ INSTALL = "pip install 'sdrt[export]'"
     sdrt export ./stable-diffusion-v1-5 sd15
     sdrt export stable-diffusion-v1-5/stable-diffusion-v1-5 sd15      (a Hub id)
     sdrt export ./my-fine-tune tuned-unet --component unet            (the U-Net alone)
+    sdrt export ./my-fp16-model small --weights fp16                  (half the size, same pictures)
     """,
 )
 @click.argument("model")
@@ -32,8 +34,18 @@ INSTALL = "pip install 'sdrt[export]'"
     metavar="NAME",
     help="Only this component; repeatable. OUT holds nothing else.",
 )
+@click.option(
+    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+    help="Store weights so. fp16: half the size, for a checkpoint whose weights float16 holds exactly; same pictures.",
+)  # fmt: skip
+@click.option(
+    "--guidance-scale", type=click.FloatRange(-bundles.MAX_GUIDANCE, bundles.MAX_GUIDANCE),
+    help="What generate uses when it is given none; the family's default when left out.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
-def command(model: str, out: str, components: tuple[str, ...], force: bool) -> None:
+def command(
+    model: str, out: str, components: tuple[str, ...], weights: str, guidance_scale: float | None, force: bool
+) -> None:  # fmt: skip
     """Trace the checkpoint MODEL into the ONNX bundle OUT.
 
     MODEL is a directory in diffusers' layout or a Hugging Face Hub id. Every graph is checked against torch; a graph
@@ -48,11 +60,11 @@ def command(model: str, out: str, components: tuple[str, ...], force: bool) -> N
     except ModuleNotFoundError as error:
         raise ExportError(f"{error.name} is not installed", INSTALL) from None
     started = time.perf_counter()
-    needed = exporter.estimate(model, components)
+    needed = exporter.estimate(model, components, weights)
     click.echo(f"about {common.size(needed.disk)} of disk, {common.size(needed.memory)} of memory", err=True)
     with common.progress() as show:
         bundle = exporter.export(
-            model, out, components=components, force=force,
+            model, out, components=components, weights=weights, guidance_scale=guidance_scale, force=force,
             report=lambda p: show(f"{p.component}: {p.stage}", p.fraction),
         )  # fmt: skip
     worst = min(

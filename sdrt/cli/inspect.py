@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sdrt import bundle as bundles
-from sdrt.bundle import Bundle, Component
+from sdrt.bundle import Artifact, Bundle, Component
 from sdrt.cli import Command, common
 
 
@@ -49,7 +49,7 @@ def as_text(bundle: Bundle) -> str:
         macs = _macs(bundle, component)
         work = "not counted" if macs is None else common.giga(macs)
         weights = common.size(_bytes(component))
-        rows.append((name, artifact.engine, artifact.precision, artifact.target, sizes, weights, work, parity))
+        rows.append((name, artifact.engine, _precision(artifact), artifact.target, sizes, weights, work, parity))
     head = ("component", "engine", "precision", "target", "sizes", "weights", "GMAC", "worst parity")
     tensors = [
         (name if i == 0 else "", "in" if spec in component.inputs else "out", str(spec))
@@ -89,6 +89,11 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
 
 def _macs(bundle: Bundle, component: Component) -> int | None:
     return None if component.work is None else sum(component.work.at(_sizes(bundle)).values())
+
+
+def _precision(artifact: Artifact) -> str:
+    stored = artifact.facts.get("weights")
+    return f"{artifact.precision} (weights {stored})" if stored == "fp16" else artifact.precision
 
 
 def _bytes(component: Component) -> int:

@@ -173,6 +173,60 @@ def test_tokenizer_json_alone(changed: Path, checkpoint: Path) -> None:
     assert merges == (checkpoint / "tokenizer" / "merges.txt").read_text()
 
 
+# -- weights stored in float16 --------------------------------------------------------------------------------------
+
+
+def _round(root: Path) -> None:
+    """Save a checkpoint's weights in float16, as many are published."""
+    for path in root.glob("*/*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+
+
+def test_weights_stored_in_float16(changed: Path, tmp_path: Path, cli: Cli) -> None:
+    """Half the size, the same numbers to the bit, and checked against torch like any other."""
+    _round(changed)
+    plain = _export_decoder(changed, tmp_path / "plain")
+    done = cli("export", changed, tmp_path / "half", "--component", "vae_decoder", "--weights", "fp16")
+    assert done.returncode == 0, done.stderr
+    half = bundles.load(tmp_path / "half")
+    assert bundles.damaged(half) == []
+    np.testing.assert_array_equal(_decoded(half), _decoded(plain))
+    artifacts = [held.component("vae_decoder").artifact for held in (plain, half)]
+    assert [artifact.precision for artifact in artifacts] == ["fp32", "fp32"]
+    assert [artifact.facts for artifact in artifacts] == [{}, {"weights": "fp16"}]
+    assert artifacts[0].parity == artifacts[1].parity
+    assert half.component("vae_decoder").work == plain.component("vae_decoder").work
+    assert artifacts[1].files[1].bytes < 0.6 * artifacts[0].files[1].bytes
+    assert sorted(path.name for path in (tmp_path / "half" / "vae_decoder").iterdir()) == [
+        "config.json", "model.onnx", "model.onnx.data", "reference.npz"
+    ]  # fmt: skip
+    assert "fp32 (weights fp16)" in cli("inspect", tmp_path / "half").stdout
+
+
+def test_weights_that_float16_changes(changed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _round(changed)
+    path = changed / "vae" / "diffusion_pytorch_model.safetensors"
+    state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    state["decoder.conv_in.bias"][3] = 0.1
+    save_file(state, path)
+    message = f"vae: float16 would change 1 of {len(state)} weight tensors, decoder.conv_in.bias first"
+    with pytest.raises(ExportError, match=message) as caught:
+        exporter.export(str(changed), tmp_path / "out", components=["vae_decoder"], weights="fp16")
+    assert caught.value.fix == "export with --weights fp32, or round the checkpoint to float16"
+    monkeypatch.setattr(exporter, "_work", None)
+    with pytest.raises(ExportError, match="weights are stored in fp32 or fp16, asked for 'fp8'"):
+        exporter.export(str(changed), tmp_path / "out", weights="fp8")  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["changed"]
+
+
+def test_estimate_of_weights_stored_in_float16(checkpoint: Path) -> None:
+    """Half of all, and the largest component in float32 while it is made."""
+    weights = {folder: sum(path.stat().st_size for path in (checkpoint / folder).glob("*.safetensors"))
+               for folder in ("text_encoder", "unet", "vae")}  # fmt: skip
+    needed = exporter.estimate(str(checkpoint), weights="fp16").disk - 20 * 2**20
+    assert needed == pytest.approx(sum(weights.values()) / 2 + max(weights.values()), rel=0.05)
+
+
 # -- what a bad one does not leave ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ is called when the weight is written, and its result is dropped before the next 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-ALIGNMENT = 4096
-"""Bytes. Pages, so that an engine can map each tensor from the file."""
+LARGE = 64 * 1024
+"""Bytes. Tensors of this size start at a page, so that an engine can map each from the file."""
+
+PAGE, LINE = 4096, 64
+"""Bytes. Where large and other tensors start: padding all to pages makes a small network's file half as large again."""
 
 INLINE = 1024
 """Bytes. Smaller tensors stay in the graph, where shape inference sees them."""
@@ -35,6 +39,7 @@ class Weights:
         self._folder = folder
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._made: dict[str, Callable[[], Array]] = {}
+        self._told = {value.name: value for value in model.graph.value_info}  # exporters tell initializers' types too
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -67,6 +72,21 @@ class Weights:
             self._tensors[name] = self._graph.initializer[-1]
             self._made[name] = make
         return name
+
+    def retype(self, name: str, dtype: int) -> None:
+        """Let an initializer have another element type: its values are converted, to nearest, when they are read."""
+        from onnx import TensorProto, helper
+
+        tensor, make = self._tensors[name], self._made.get(name)
+        if make is None:
+            stored = TensorProto()
+            stored.CopyFrom(tensor)
+            make = partial(_read, stored, self._folder)
+        values, kind = make, helper.tensor_dtype_to_np_dtype(dtype)
+        self._made[name] = lambda: values().astype(kind)
+        tensor.CopyFrom(TensorProto(name=name, data_type=dtype, dims=tensor.dims))
+        if name in self._told:
+            self._told[name].type.tensor_type.elem_type = dtype
 
     def constant(self, name: str, values: Any) -> str:
         """Add a small initializer; returns its name."""
@@ -138,7 +158,7 @@ def _write(name: str, dtype: int, array: Array, file: Any) -> Any:
     if array.nbytes < INLINE:
         tensor.raw_data = array.tobytes()
         return tensor
-    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    file.write(b"\0" * (-file.tell() % (PAGE if array.nbytes >= LARGE else LINE)))
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "model.onnx.data"), ("offset", file.tell()), ("length", array.nbytes)):
         tensor.external_data.add(key=key, value=str(value))

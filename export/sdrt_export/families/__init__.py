@@ -41,6 +41,8 @@ class Facts:
     denoiser: Denoiser
     latents: LatentSpace
     no_negative_prompt: Literal["empty", "zeros"] = "empty"
+    guidance_scale: float = 7.5
+    """What diffusers' pipeline of the family guides by when it is not told."""
 
 
 class Family(Protocol):

@@ -87,6 +87,7 @@ def facts(checkpoint: Checkpoint) -> Facts:
         ),
         latents=common.latent_space(checkpoint),
         no_negative_prompt="zeros" if zeros else "empty",
+        guidance_scale=5.0,
     )
 
 
