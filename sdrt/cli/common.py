@@ -43,6 +43,12 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
+DEMO = "demo"
+"""The model that sdrt brings (``sdrt.bundle.shipped``)."""
+
+model_option = click.option(
+    "-m", "--model", type=click.Path(), default=DEMO, show_default=True, help="Bundle, or ONNX directory of optimum's."
+)
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
 )
@@ -89,6 +95,18 @@ def check_writable(option: str, file: str | None) -> None:
         raise InputError(
             f"{file}: cannot be written: is a directory, or its directory is missing", f"choose another {option}"
         )
+
+
+def check_picture(output: Path) -> None:
+    """Before minutes of work: whether the picture will have a place to go."""
+    if output.suffix.lower() != ".png":
+        raise InputError(
+            f"--output {output}: pictures are written as PNG",
+            f"-o {output.with_suffix('.png') if output.name else 'out.png'}",
+        )
+    if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises for a name that is too long
+        problem = "is a directory" if os.path.isdir(output) else f"there is no directory {output.parent}"
+        raise InputError(f"--output {output}: {problem}", "choose another --output")
 
 
 def write_json(value: Any, file: str) -> None:

@@ -19,6 +19,7 @@ from sdrt.errors import InputError
 @click.command(
     cls=Command,
     examples="""
+    sdrt generate "a large red star on a white background" -o star.png      (with the demo model that sdrt brings)
     sdrt generate "a lighthouse at dawn" -m sd15 -o lighthouse.png
     sdrt generate "a lighthouse" -m sd15 -n "blurry" --steps 20 --cfg-scale 7 --seed 1 --scheduler "DPM++ 2M Karras"
     sdrt generate "a lighthouse" -m sd15 -W 768 -H 512 --batch 4 -o lighthouse.png      (lighthouse-0.png ...)
@@ -26,7 +27,7 @@ from sdrt.errors import InputError
     """,
 )
 @click.argument("prompt", required=False)
-@click.option("-m", "--model", required=True, type=click.Path(), help="Bundle, or ONNX directory of optimum's.")
+@common.model_option
 @click.option(
     "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, when it is not given as an argument."
 )
@@ -51,7 +52,7 @@ from sdrt.errors import InputError
 )  # fmt: skip
 @click.option("--steps", type=int, default=20, show_default=True, help="Steps of the scheduler.")
 @click.option(
-    "--cfg-scale", "--guidance-scale", type=float, default=7.5, show_default=True, help="1 turns guidance off."
+    "--cfg-scale", "--guidance-scale", type=float, help="1 turns guidance off; the model's own when left out."
 )
 @click.option("--seed", type=int, help="Picture i of the batch has seed + i; drawn when left out.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures made at once.")
@@ -67,7 +68,7 @@ from sdrt.errors import InputError
 def command(
     prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str | None, output: Path,
     width: int | None, height: int | None, init_image: str | None, strength: float | None,
-    sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float, seed: int | None, batch: int,
+    sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float | None, seed: int | None, batch: int,
     scheduler: str | None, clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None,
     extra: dict[str, str], json_file: str | None,
 ) -> None:  # fmt: skip
@@ -78,7 +79,7 @@ def command(
     assert text is not None
     if init_image is None and (strength is not None or sample_mode is not None):
         raise click.UsageError("--strength and --sample-mode need --init-image")
-    _check_output(output)
+    common.check_picture(output)
     if init_image is not None and os.path.realpath(init_image) == os.path.realpath(output):
         raise InputError(f"--output {output}: is the picture to start from", "choose another --output")
     common.check_writable("--json", json_file)
@@ -102,8 +103,8 @@ def command(
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
     for path, picture, picture_seed in zip(paths, result.images, result.seeds, strict=True):
         parameters = image.parameters_text(
-            text, negative_prompt or "", steps=steps, sampler=result.scheduler, guidance_scale=cfg_scale,
-            seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip,
+            text, negative_prompt or "", steps=steps, sampler=result.scheduler,
+            guidance_scale=result.guidance_scale, seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip,
             strength=request.strength if request.pictures else None, version=sdrt.__version__,
         )  # fmt: skip
         image.save_png(picture, path, parameters)
@@ -123,19 +124,8 @@ def command(
                 "seeds": result.seeds,
                 "size": list(result.size),
                 "scheduler": result.scheduler,
+                "guidance_scale": result.guidance_scale,
                 "seconds": {"load": loaded - started, **asdict(timings)},
             },
             json_file,
         )
-
-
-def _check_output(output: Path) -> None:
-    """Before minutes of work: whether the picture will have a place to go."""
-    if output.suffix.lower() != ".png":
-        raise InputError(
-            f"--output {output}: pictures are written as PNG",
-            f"-o {output.with_suffix('.png') if output.name else 'out.png'}",
-        )
-    if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises for a name that is too long
-        problem = "is a directory" if os.path.isdir(output) else f"there is no directory {output.parent}"
-        raise InputError(f"--output {output}: {problem}", "choose another --output")
