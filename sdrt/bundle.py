@@ -24,7 +24,6 @@ from sdrt.errors import BundleError, quoted
 
 MANIFEST = "sdrt.json"
 FORMAT = "sdrt"
-SHIPPED = Path(__file__).parent / "models"
 VERSION = 1
 
 DType = Literal["f32", "f16", "bf16", "i64", "i32", "u8", "i8", "bool"]
@@ -488,23 +487,13 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def shipped(name: str) -> Path | None:
-    """The directory of a bundle that sdrt brings: ``demo``. None for any other name."""
-    path = SHIPPED / name
-    return path if name.isidentifier() and (path / MANIFEST).is_file() else None
-
-
 def load(root: str | Path) -> Bundle:
     """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
-
-    A name of what sdrt brings (``shipped``) stands for it where there is no such directory.
 
     A directory without it that optimum wrote is read too (``sdrt.foreign``). Hashes are left to ``damaged``. Raises
     BundleError, which names the file and the key.
     """
     root = Path(root)
-    if not os.path.lexists(root) and (own := shipped(str(root))) is not None:
-        root = own
     path = root / MANIFEST
     if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long, or a folder that may not be entered
         replaced = root.parent / f".{root.name}.replaced"

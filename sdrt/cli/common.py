@@ -43,11 +43,8 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
-DEMO = "demo"
-"""The model that sdrt brings (``sdrt.bundle.shipped``)."""
-
 model_option = click.option(
-    "-m", "--model", type=click.Path(), default=DEMO, show_default=True, help="Bundle, or ONNX directory of optimum's."
+    "-m", "--model", type=click.Path(), required=True, help="Bundle, or ONNX directory of optimum's."
 )
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
