@@ -163,8 +163,9 @@ class GenerationRequest:
 
     @property
     def guided(self) -> bool:
-        """Whether each step runs the network for the negative prompt too; known once the guidance scale is."""
-        assert self.guidance_scale is not None, "with_guidance comes first"
+        """Whether each step runs the network for the negative prompt too. InputError until a scale is known."""
+        if self.guidance_scale is None:
+            raise InputError("guidance_scale is not known: the request leaves it to the model", "with_guidance(7.5)")
         return self.guidance_scale > 1
 
     def _check_sizes(self) -> None:

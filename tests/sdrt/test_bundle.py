@@ -311,6 +311,8 @@ def drop(*path: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (put("guidance_scale", 1e9), "sdrt.json: guidance_scale is 1000000000.0, expected a number, at most 10000"),
+        (put("guidance_scale", "7"), 'sdrt.json.guidance_scale: expected a number, got a string: "7"'),
         (put("format", "zip"), 'sdrt.json: is not an sdrt manifest: "format" must be "sdrt"'),
         (drop("format"), 'sdrt.json: is not an sdrt manifest: "format" must be "sdrt"'),
         (put("version", 2), "sdrt.json: has version 2, this sdrt reads version 1\n  fix: pip install --upgrade sdrt"),

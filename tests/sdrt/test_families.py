@@ -34,8 +34,10 @@ class Pair:
     theirs: Any
 
     def both(self, scheduler: str | None, seed: int, **arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(diffusers', our) pictures f32[B,H,W,3] for the same arguments; each picture has a generator of its own."""
-        arguments.setdefault("guidance_scale", 7.5)  # diffusers' own default is 5 for SDXL
+        """(diffusers', our) pictures f32[B,H,W,3] for the same arguments; each picture has a generator of its own.
+
+        What is not given is each one's own default: guidance is 7.5, and 5 for SDXL.
+        """
         config = dict(self.ours.scheduler_config)
         if scheduler is not None:
             class_name, options = SCHEDULERS[scheduler]
@@ -132,6 +134,7 @@ def test_manifest(pair: Pair) -> None:
     assert all(
         c.artifact.parity and min(p.psnr or 200 for p in c.artifact.parity) > 100 for c in facts.components.values()
     )
+    assert facts.guidance_scale == (5.0 if facts.family == "sdxl" else 7.5)
     if facts.family == "sdxl":
         assert [text.hidden_states for text in facts.text_encoders] == ["hidden_states.2", "hidden_states.3"]
         assert [text.pooled for text in facts.text_encoders] == [None, "text_embeds"]

@@ -254,7 +254,7 @@ def test_inferred_sdxl(make: Callable[..., Path]) -> None:
     assert (one.component, one.hidden_states, one.pooled) == ("text_encoder", "hidden_states.2", None)
     assert (two.component, two.hidden_states, two.pooled) == ("text_encoder_2", "hidden_states.2", "text_embeds")
     assert (two.tokenizer, two.clip_skip) == ("tokenizer_2", ClipSkip(2))
-    assert facts.no_negative_prompt == "zeros"
+    assert (facts.no_negative_prompt, facts.guidance_scale) == ("zeros", 5.0)
     assert facts.denoiser.inputs["text_embeds"] == ("text.pooled",)
     assert facts.denoiser.inputs["time_ids"] == ("time_ids",)
     outputs = {spec.name: str(spec) for spec in facts.components["text_encoder_2"].outputs}

@@ -116,6 +116,20 @@ def test_the_checkpoint_would_show_a_wrong_setting(pipe: Pipeline) -> None:
             assert psnr(right, got, 1.0) < 60, (name, wrong)
 
 
+def test_guidance_that_is_not_given_is_the_models_own(pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 5, "output_type": "np"}
+    facts = pipe.bundle.manifest
+    own = Pipeline(replace(pipe.bundle, manifest=replace(facts, guidance_scale=3.0)), pipe.sessions)
+    left, given, usual = (
+        own("a fox", **arguments),
+        pipe("a fox", guidance_scale=3.0, **arguments),
+        pipe("a fox", **arguments),
+    )
+    assert np.array_equal(left.images, given.images)
+    assert not np.array_equal(left.images, usual.images)
+    assert (left.guidance_scale, given.guidance_scale, usual.guidance_scale) == (3.0, 3.0, 7.5)
+
+
 # -- seeds, batches, sizes ------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,15 @@ def test_guidance_is_off_at_one() -> None:
     assert GenerationRequest("a", guidance_scale=1.01).guided
 
 
+def test_guidance_that_is_not_given_is_the_models_own() -> None:
+    request = GenerationRequest("a", seed=1)
+    with pytest.raises(InputError, match="guidance_scale is not known"):
+        _ = request.guided
+    assert request.with_guidance(3.0) == GenerationRequest("a", seed=1, guidance_scale=3.0)
+    given = GenerationRequest("a", guidance_scale=2.0)
+    assert given.with_guidance(3.0) is given
+
+
 def test_arguments_are_the_requests_fields() -> None:
     fields = [name for name, field in GenerationRequest.__dataclass_fields__.items() if field.init]
     assert ["prompt", *Arguments.__annotations__] == fields

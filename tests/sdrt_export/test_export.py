@@ -186,10 +186,12 @@ def test_weights_stored_in_float16(changed: Path, tmp_path: Path, cli: Cli) -> N
     """Half the size, the same numbers to the bit, and checked against torch like any other."""
     _round(changed)
     plain = _export_decoder(changed, tmp_path / "plain")
-    done = cli("export", changed, tmp_path / "half", "--component", "vae_decoder", "--weights", "fp16")
+    done = cli("export", changed, tmp_path / "half", "--component", "vae_decoder", "--weights", "fp16",
+               "--guidance-scale", "4")  # fmt: skip
     assert done.returncode == 0, done.stderr
     half = bundles.load(tmp_path / "half")
     assert bundles.damaged(half) == []
+    assert [held.manifest.guidance_scale for held in (plain, half)] == [7.5, 4.0]
     np.testing.assert_array_equal(_decoded(half), _decoded(plain))
     artifacts = [held.component("vae_decoder").artifact for held in (plain, half)]
     assert [artifact.precision for artifact in artifacts] == ["fp32", "fp32"]

@@ -81,13 +81,13 @@ def _casts(graph: Any) -> dict[str, str]:
     """Casts of float16 initializers to float32, output → input, where nothing else reads the initializer."""
     halves = {tensor.name for tensor in graph.initializer if tensor.data_type == HALF}
     casts: dict[str, str] = {}
-    others = {output.name for output in graph.output}
+    outputs = {output.name for output in graph.output}
+    others = set(outputs)
     for node in graph.node:
         if node.op_type == "Cast" and node.input[0] in halves and node.attribute[0].i == FLOAT:
             casts[node.output[0]] = node.input[0]
         else:
             others.update(node.input)
-    outputs = {output.name for output in graph.output}
     return {cast: name for cast, name in casts.items() if name not in others and cast not in outputs}
 
 

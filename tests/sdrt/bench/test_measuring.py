@@ -188,6 +188,14 @@ def test_sweep_names_what_differs(bundle: Path) -> None:
     assert (last.width, last.height, last.batch, last.threads, last.scheduler) == (128, 64, 2, 1, "PLMS")
 
 
+def test_sweep_guides_by_what_is_asked_or_by_the_models_own(copied: Path) -> None:
+    manifest = copied / "sdrt.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"guidance_scale": 3.0}))
+    base = Settings("", 0, 0, steps=2)
+    assert [p.settings.guidance_scale for p in sweep.plans([str(copied)], base).values()] == [3.0]
+    assert [p.settings.guidance_scale for p in sweep.plans([str(copied)], base, guidance_scale=2.0).values()] == [2.0]
+
+
 def test_one_bundle_twice(bundle: Path) -> None:
     assert list(sweep.plans([str(bundle)] * 2, Settings("", 0, 0))) == [bundle.name, f"{bundle.name} (2)"]
 
