@@ -85,7 +85,7 @@ def run(setting: Setting, scenes: Sequence[Scene], reader: readers.Reader, args:
         known = facts.describe(pipe.bundle) | {
             "engines": facts.engines(pipe.bundle, setting.engine),
             "sampler": label(resolve(setting.scheduler, pipe.scheduler_config)),
-            "guidance_scale": setting.request([PROMPT], args.seed).guidance_scale,
+            "guidance_scale": pipe.bundle.manifest.guidance_scale if setting.guidance is None else setting.guidance,
         }
         pictures = runs.generate(pipe, setting, captions, seed=args.seed, batch=args.batch, progress=bar.update)
         red: list[list[bool]] = []
@@ -288,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", help="as the engine names it")
     made.add_argument("--scheduler", type=several(str), default=[None], metavar="NAME,...", help="default: the model's")
     made.add_argument("--steps", type=several(positive), default=[20], metavar="N,...", help="default: 20")
-    made.add_argument("--guidance", type=several(float), default=[None], metavar="G,...", help="default: sdrt's")
+    made.add_argument("--guidance", type=several(float), default=[None], metavar="G,...", help="default: the model's")
     made.add_argument("--shape", type=size, metavar="WxH", help="default: the model's")
     made.add_argument("--captions", type=positive, default=500, metavar="N", help="default: %(default)s")
     made.add_argument("--rendered", type=positive, default=2000, metavar="N",
