@@ -6,8 +6,9 @@
 
 Captions are of scenes kept from training, of one thing and of two in turn. Lists (N,...) and several -m make every
 combination; each is compared with the first, caption by caption from the same noise. Every interval is of 95 % by
-itself. The first column says how the reader does on drawn pictures of scenes kept from training: what it cannot read
-there, it cannot judge.
+itself: of the pictures, as if each had a caption of its own (of one thing there are but 72, which come in turn). The
+first column says how the reader does on drawn pictures of such scenes, which it was not shown either: what it cannot
+read there, it cannot judge.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from benchmarks.alignment.proportions import Interval, Paired, wilson
 from benchmarks.alignment.reading import Reading
 from benchmarks.alignment.runs import Setting
 from benchmarks.demo.draw import draw
-from benchmarks.demo.scenes import Scene, caption
+from benchmarks.demo.scenes import Scene, Thing, caption
+from sdrt import image
 from sdrt.bench import environment, facts, memory
 from sdrt.cli import common
 from sdrt.errors import InputError, SdrtError
@@ -50,6 +52,18 @@ KINDS = {1: "captions of one thing", 2: "captions of two things"}
 
 
 @dataclass(frozen=True)
+class Negative:
+    """Of ``PROMPT``'s pictures without (a) and with (b) the negative prompt ``UNWANTED``, how many show what.
+
+    unwanted: a thing of that colour. wanted: one large star on white, whatever its colour: what ruins every picture
+    has not kept anything out of them.
+    """
+
+    unwanted: Paired
+    wanted: Paired
+
+
+@dataclass(frozen=True)
 class Run:
     """One setting's pictures, one a scene, what was read from them and how that was judged."""
 
@@ -57,7 +71,7 @@ class Run:
     pictures: list[Image.Image]
     readings: list[Reading]
     judgements: list[score.Judgement]
-    negative: Paired | None
+    negative: Negative | None
     facts: dict[str, Any]
 
 
@@ -88,16 +102,32 @@ def run(setting: Setting, scenes: Sequence[Scene], reader: readers.Reader, args:
             "guidance_scale": pipe.bundle.manifest.guidance_scale if setting.guidance is None else setting.guidance,
         }
         pictures = runs.generate(pipe, setting, captions, seed=args.seed, batch=args.batch, progress=bar.update)
-        red: list[list[bool]] = []
+        found: list[list[Reading]] = []
         for negative in (None, UNWANTED) if args.negative else ():
             made = runs.generate(
                 pipe, setting, [PROMPT] * args.negative, seed=args.seed, batch=args.batch, progress=bar.update,
                 negative=negative,
             )  # fmt: skip
-            red.append([reading.things[0].colour == UNWANTED for reading in readers.read(reader, made)])
-    found = readers.read(reader, pictures)
-    judged = [score.judge(scene, reading) for scene, reading in zip(scenes, found, strict=True)]
-    return Run(setting, pictures, found, judged, Paired.of(*red) if red else None, known)
+            found.append(readers.read(reader, made))
+    readings = readers.read(reader, pictures)
+    judged = [score.judge(scene, reading) for scene, reading in zip(scenes, readings, strict=True)]
+    return Run(setting, pictures, readings, judged, negative_of(*found) if found else None, known)
+
+
+def negative_of(without: Sequence[Reading], with_it: Sequence[Reading]) -> Negative:
+    """The experiment with a negative prompt, from what was read."""
+
+    def unwanted(reading: Reading) -> bool:
+        return any(thing.colour == UNWANTED for thing in reading.things)
+
+    def wanted(reading: Reading) -> bool:
+        scene = Scene((Thing("star", reading.things[0].colour, "large"),), "white")
+        return score.judge(scene, reading)["everything"] == 1.0
+
+    return Negative(
+        Paired.of(*([unwanted(reading) for reading in found] for found in (without, with_it))),
+        Paired.of(*([wanted(reading) for reading in found] for found in (without, with_it))),
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +191,7 @@ def comparison(base: Run, other: Run, found: Compared) -> str:
             points = f"{100 * difference.estimate:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
             counts = (pairs.both, pairs.only_a, pairs.only_b, pairs.neither)
             rows.append((KINDS[kind], name, *counts, points, f"{pairs.p_value():.3g}"))
-    head = ("", "right in", "both", "only first", "only second", "neither", "difference, points", "McNemar's p")
+    head = ("", "all right in", "both", "only first", "only second", "neither", "difference, points", "McNemar's p")
     least, median = min(found.decibels), statistics.median(found.decibels)
     return "\n".join((
         f"{base.setting.name} (first) and {other.setting.name} (second), same captions and noise:",
@@ -175,13 +205,13 @@ def negatives(done: Sequence[Run]) -> str:
     """The table of the experiment with a negative prompt."""
     rows = []
     for one in done:
-        pairs = one.negative
-        if pairs is not None:
-            without, with_it = wilson(pairs.both + pairs.only_a, pairs.n), wilson(pairs.both + pairs.only_b, pairs.n)
-            ratio = pairs.ratio()
-            shown = f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            rows.append((one.setting.name, pairs.n, percent(without), percent(with_it), shown))
-    head = (f"{PROMPT}: read as {UNWANTED}", "seeds", "without", f"negative prompt {UNWANTED!r}", "ratio")
+        if one.negative is not None:
+            for what, pairs in ((UNWANTED, one.negative.unwanted), ("one large star on white", one.negative.wanted)):
+                without, with_it = (wilson(n, pairs.n) for n in (pairs.both + pairs.only_a, pairs.both + pairs.only_b))
+                ratio = pairs.ratio()
+                shown = f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+                rows.append((one.setting.name, what, pairs.n, percent(without), percent(with_it), shown))
+    head = (PROMPT, "read", "seeds", "without", f"negative prompt {UNWANTED!r}", "ratio")
     return common.table(head, rows)
 
 
@@ -222,8 +252,11 @@ def report(
                 "read": [reading.words for reading in one.readings],
                 "right": one.judgements,
                 "negative": one.negative
-                and {"prompt": PROMPT, "negative_prompt": UNWANTED, **paired(one.negative),
-                     "ratio": asdict(one.negative.ratio())},
+                and {"prompt": PROMPT, "negative_prompt": UNWANTED}
+                | {
+                    what: paired(pairs) | {"ratio": asdict(pairs.ratio())}
+                    for what, pairs in vars(one.negative).items()
+                },
             }
             for one in done
         ],
@@ -251,7 +284,8 @@ def write_sheets(file: Path, done: Sequence[Run], scenes: Sequence[Scene]) -> No
             Cell(picture, caption(scene), judgement["everything"] == 0.0)
             for picture, scene, judgement in zip(one.pictures, scenes, one.judgements, strict=True)
         ][:SHOWN]
-        contact_sheet([cells[start : start + 8] for start in range(0, len(cells), 8)]).save(path)
+        sheet = contact_sheet([cells[start : start + 8] for start in range(0, len(cells), 8)])
+        image.save_png(sheet, path, f"{one.setting.name}: the first {len(cells)} captions, a seed each")
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -325,10 +359,10 @@ def evaluate(args: argparse.Namespace) -> None:
     parts += [comparison(done[0], other, pairs) for other, pairs in zip(done[1:], found, strict=True)]
     parts += [negatives(done)] if args.negative else []
     print("\n\n".join(parts))
-    if args.sheet:
-        write_sheets(Path(args.sheet), done, scenes)
     if args.json:
         common.write_json(report(args, scenes, own, done, found), args.json)
+    if args.sheet:
+        write_sheets(Path(args.sheet), done, scenes)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.alignment.reading import HEADS, NONE, Reading
 from benchmarks.demo.draw import OUTLINES, RADII, SHADES, SIZE, draw
-from benchmarks.demo.scenes import BACKGROUNDS, COLOURS, SIZES, random_scene
+from benchmarks.demo.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing, is_held_out, random_scene
 
 Labels = Mapping[str, str | None]
 """By head its word, or None where nothing is learned from the picture: what is there is open to opinion."""
@@ -72,8 +72,22 @@ def odd(rng: random.Random) -> tuple[NDArray[np.uint8], Labels]:
     """A picture that breaks the grammar somewhere.
 
     One, two or three things; some are blobs, some things and backgrounds have a colour without a name, one thing may
-    lie where one of two would. Where three are, nobody can say which are the first two.
+    lie where one of two would. Where three are, nobody can say which are the first two. What is named is never of the
+    combinations held out.
     """
+    while True:
+        picture, labels = _any_odd(rng)
+        words = [(str(labels[f"shape_{slot}"]), str(labels[f"colour_{slot}"])) for slot in range(2)]
+        named = [
+            Thing(shape, colour, "large")  # a size takes no part in what is held out
+            for shape, colour in words
+            if shape in SHAPES and colour in COLOURS
+        ]
+        if not named or not is_held_out(Scene(tuple(named), str(labels["background"]))):
+            return picture, labels
+
+
+def _any_odd(rng: random.Random) -> tuple[NDArray[np.uint8], Labels]:
     labels: dict[str, str | None] = dict.fromkeys(HEADS, NONE)
     background = rng.choice(BACKGROUNDS)
     shade, labels["background"] = _near(SHADES[background], rng), background

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.demo.scenes import Scene, random_scene
+from benchmarks.demo.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    is_held_out,
+    random_scene,
+)
 from sdrt import Pipeline
+from sdrt.engine import find_engine
 from sdrt.request import Arguments, GenerationRequest
 
 Progress = Callable[[int], object]
@@ -46,7 +56,9 @@ class Setting:
         return Pipeline.from_pretrained(self.model, self.engine, self.device)
 
     def check(self, batch: int, seed: int) -> None:
-        """Raise what opening the bundle and a batch's request raise; loads no weights."""
+        """Raise what opening the bundle and a batch's request raise, and an unusable engine; loads no weights."""
+        if self.engine is not None:
+            find_engine(self.engine).devices()
         with Pipeline.from_pretrained(self.model, "null") as pipe:
             pipe.check(self.request(["a"] * batch, seed))
 
@@ -72,9 +84,26 @@ def settings(
 
 
 def scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes kept from training, of one and of two things in turn: always the same for a seed."""
+    """Scenes kept from training, of one and of two things in turn: always the same for a seed.
+
+    Of one thing there are few (``SINGLES``): none comes again before all have come.
+    """
     rng = random.Random(f"alignment/{seed}")
-    return [random_scene(rng, things=1 + number % 2, held_out=True) for number in range(count)]
+    singles = _rounds(rng)
+    return [next(singles) if number % 2 == 0 else random_scene(rng, things=2, held_out=True) for number in range(count)]
+
+
+SINGLES = tuple(
+    scene
+    for shape, colour, size, background in product(SHAPES, COLOURS, SIZES, BACKGROUNDS)
+    if colour != background and is_held_out(scene := Scene((Thing(shape, colour, size),), background))
+)
+"""All scenes of one thing that are kept from training."""
+
+
+def _rounds(rng: random.Random) -> Iterator[Scene]:
+    while True:
+        yield from rng.sample(SINGLES, len(SINGLES))
 
 
 def generate(

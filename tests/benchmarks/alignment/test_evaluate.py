@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from benchmarks.alignment import evaluate, reader, runs
 from benchmarks.alignment.proportions import Paired
-from benchmarks.alignment.reading import HEADS, Reading
+from benchmarks.alignment.reading import HEADS, NONE, Reading
 from benchmarks.alignment.score import judge
-from benchmarks.demo.scenes import is_held_out
+from benchmarks.demo.scenes import Scene, Thing, is_held_out
 from sdrt.errors import InputError
 from sdrt.pipeline import Pipeline
 
@@ -33,6 +33,19 @@ def test_captions_are_kept_from_training_and_always_the_same() -> None:
     assert scenes[:10] == runs.scenes(10, seed=3), "more are more of the same"
     assert all(map(is_held_out, scenes))
     assert [len(scene.things) for scene in scenes] == [1, 2] * 10
+    singles = runs.scenes(288, seed=3)[::2]
+    assert len(set(singles[:72])) == len(set(singles)) == 72 == len(runs.SINGLES), "each once before one comes again"
+
+
+def test_ruined_pictures_do_not_pass_for_kept_free_of_the_unwanted() -> None:
+    def star(*colours: str) -> Reading:
+        things = tuple(Thing("star", colour, "large") for colour in colours)
+        return Reading.of_scene(Scene(things, "white", "left of" if len(things) == 2 else None))
+
+    mush = Reading.of_words(dict.fromkeys(HEADS, NONE))
+    found = evaluate.negative_of([star("red"), star("blue"), star("blue", "red")], [mush, star("pink"), star("red")])
+    assert found.unwanted == Paired(both=1, only_a=1, only_b=0, neither=1)
+    assert found.wanted == Paired(both=1, only_a=1, only_b=1, neither=0)
 
 
 def test_settings_are_named_by_what_differs() -> None:
@@ -75,7 +88,8 @@ def test_end_to_end(bundle: Path, guessing: Path, tmp_path: Path, capsys: pytest
         ]
         assert all(list(read) == list(HEADS) for read in one["read"])
         assert one["guidance_scale"] == 7.5
-        assert sum(one["negative"][key] for key in ("both", "only_a", "only_b", "neither")) == 3
+        for what in ("unwanted", "wanted"):
+            assert sum(one["negative"][what][key] for key in ("both", "only_a", "only_b", "neither")) == 3
     (pairs,) = found["comparisons"]
     assert len(pairs["psnr"]) == 5
     assert pairs["attributes"]["captions of one thing"]["shape"].keys() >= {"both", "difference", "p_value"}

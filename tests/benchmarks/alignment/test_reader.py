@@ -13,6 +13,7 @@ from benchmarks.alignment import pictures, reader, runs, train
 from benchmarks.alignment.reading import HEADS, NONE, Reading
 from benchmarks.alignment.score import judge
 from benchmarks.demo.draw import draw
+from benchmarks.demo.scenes import COLOURS, Scene, Thing, is_held_out
 from benchmarks.demo.training import Plan
 
 
@@ -30,6 +31,14 @@ def test_lessons_name_words_that_there_are_and_are_the_same_for_a_seed() -> None
     one, other = (pictures.lesson(random.Random(7)) for _ in range(2))
     np.testing.assert_array_equal(one[0], other[0])
     assert one[1] == other[1]
+
+
+def test_odd_pictures_name_nothing_that_is_held_out() -> None:
+    for seed in range(400):
+        labels = pictures.odd(random.Random(seed))[1]
+        if labels["axis"] == "one" and labels["shape_0"] not in (None, NONE) and labels["colour_0"] in COLOURS:
+            thing = Thing(str(labels["shape_0"]), str(labels["colour_0"]), "large")
+            assert not is_held_out(Scene((thing,), str(labels["background"])))
 
 
 def test_odd_pictures_have_a_thing_where_the_labels_say() -> None:
