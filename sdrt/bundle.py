@@ -24,6 +24,7 @@ from sdrt.errors import BundleError, quoted
 
 MANIFEST = "sdrt.json"
 FORMAT = "sdrt"
+SHIPPED = Path(__file__).parent / "models"
 VERSION = 1
 
 DType = Literal["f32", "f16", "bf16", "i64", "i32", "u8", "i8", "bool"]
@@ -487,25 +488,40 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
+def shipped(name: str) -> Path | None:
+    """The directory of a bundle that sdrt brings: ``demo``. None for any other name."""
+    path = SHIPPED / name
+    return path if name.isidentifier() and (path / MANIFEST).is_file() else None
+
+
+def _other(own: Path | None) -> str:
+    """What helps where something lies in the way of the bundle that sdrt brings."""
+    return "" if own is None else f"the model that comes with sdrt is {own}"
+
+
 def load(root: str | Path) -> Bundle:
     """Read ``sdrt.json`` and check it against the directory: every file there, of the recorded size.
+
+    A name of what sdrt brings (``shipped``) stands for it where there is no such directory.
 
     A directory without it that optimum wrote is read too (``sdrt.foreign``). Hashes are left to ``damaged``. Raises
     BundleError, which names the file and the key.
     """
-    root = Path(root)
+    own = shipped(os.fspath(root))
+    root = own if own is not None and not os.path.lexists(root) else Path(root)
     path = root / MANIFEST
     if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long, or a folder that may not be entered
         replaced = root.parent / f".{root.name}.replaced"
         hint = f"a replacement was interrupted; the old bundle is {replaced}" if os.path.isdir(replaced) else ""
         problem = "is a file, expected a bundle's directory" if os.path.isfile(root) else "no such directory"
-        raise BundleError(f"{root}: {problem}", hint or "sdrt export MODEL OUT makes a bundle")
+        raise BundleError(f"{root}: {problem}", hint or _other(own) or "sdrt export MODEL OUT makes a bundle")
     if not os.path.lexists(path) and os.path.isfile(root / "model_index.json"):
         from sdrt import foreign  # it is made of what this module defines
 
         return foreign.load(root)
     if not path.is_file():
-        raise BundleError(f"{root}: is not a bundle: {MANIFEST} is missing", "sdrt export MODEL OUT makes one")
+        problem = f"{root}: is not a bundle: {MANIFEST} is missing"
+        raise BundleError(problem, _other(own) or "sdrt export MODEL OUT makes one")
     bundle = Bundle(root, parse(strict_json.read(path), MANIFEST))
     for file in bundle.manifest.all_files():
         try:

@@ -15,6 +15,8 @@ import click
 import pytest
 
 import sdrt
+from sdrt import bundle as bundles
+from sdrt.cli import COMMANDS
 from tests.conftest import ROOT, Cli, environment
 
 HEAVY = ("torch", "onnx", "diffusers", "transformers", "scipy")
@@ -29,8 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_content(wheel: Path) -> None:
-    """Three packages and their metadata, nothing else; every source file that git tracks is in it."""
-    names = zipfile.ZipFile(wheel).namelist()
+    """Three packages and their metadata, nothing else; every source file that git tracks, and the demo model."""
+    entries = zipfile.ZipFile(wheel).infolist()
+    names = [entry.filename for entry in entries]
     assert {name.split("/")[0] for name in names} == {
         "sdrt", "sdrt_export", "sdrt_engines", f"sdrt-{sdrt.__version__}.dist-info"
     }  # fmt: skip
@@ -38,7 +41,13 @@ def test_wheel_content(wheel: Path) -> None:
     for root in ("export", "engines"):
         sources |= {p.relative_to(ROOT / root).as_posix() for p in (ROOT / root).rglob("*.py")}
     assert sources <= set(names)
-    assert wheel.stat().st_size < 320_000
+    model = [entry for entry in entries if entry.filename.startswith("sdrt/models/")]
+    assert {entry.filename.split("/")[2] for entry in model} == {"demo"}
+    held = {f"sdrt/models/demo/{file.path}" for file in bundles.load("demo").manifest.all_files()}
+    assert {"sdrt/models/demo/sdrt.json", *held} <= set(names)
+    packed = sum(entry.compress_size for entry in model)
+    assert packed < 15_000_000
+    assert wheel.stat().st_size - packed < 320_000
 
 
 def test_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
@@ -58,13 +67,14 @@ def test_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
         )
 
     assert run("--help").returncode == 0
-    for command in ("export", "build", "generate", "bench", "inspect", "verify", "doctor"):
+    for command in COMMANDS:
         assert "Examples:" in run(command, "--help").stdout
     doctor = run("doctor")
     assert doctor.returncode == 0
     assert "onnxruntime  no" in doctor.stdout
     assert "pip install 'sdrt[ort]'" in doctor.stdout
     assert "pip install 'sdrt[export]'" in doctor.stdout
+    assert "sd1, from sdrt-demo" in run("inspect", "demo").stdout
     export = run("export", "model", "out")
     assert (export.returncode, export.stdout) == (1, "")
     assert "pip install 'sdrt[export]'" in export.stderr

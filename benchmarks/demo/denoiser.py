@@ -16,7 +16,7 @@ from benchmarks.demo.scenes import Scene, random_scene, training_caption
 from benchmarks.demo.training import Draws, Plan, pixels, train
 from benchmarks.demo.words import tokens
 
-DENOISING = Plan(updates=12000, rate=1e-3, decay=0.3, warmup=200, ema=0.9995)
+DENOISING = Plan(updates=8000, rate=1e-3, decay=0.3, warmup=200, ema=0.9995)
 SCENES = 40_000
 """Pictures whose latents are computed once. Every one has a new caption each time it comes."""
 BATCH = 48
@@ -52,7 +52,10 @@ def latents(folder: Path, vae: Any, device: torch.device, *, scenes: int = SCENE
         with part.open("wb") as out:
             np.save(out, torch.cat(parts).contiguous().numpy())
         part.replace(file)
-    return torch.from_numpy(np.load(file))
+    found = torch.from_numpy(np.load(file))
+    if len(found) != scenes:
+        raise ValueError(f"{file}: holds latents of {len(found)} scenes, expected {scenes}: remove it")
+    return found
 
 
 def train_denoiser(

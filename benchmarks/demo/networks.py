@@ -27,8 +27,14 @@ SCHEDULER: dict[str, Any] = {
     "solver_type": "midpoint",
     "lower_order_final": True,
     "trained_betas": None,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
 }
-"""scheduler_config.json. Stable Diffusion's noise schedule; trailing timesteps begin where the noise is whole."""
+"""scheduler_config.json. Stable Diffusion's noise schedule; trailing timesteps begin where the noise is greatest.
+
+The last three are for DDIM and PNDM, whose defaults are for pixels: latents that are cut off at 1 are no picture.
+"""
 
 
 def new_vae() -> Any:
@@ -92,9 +98,11 @@ def write_tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}), encoding="utf-8")
+        (folder / "vocab.json").write_text(
+            json.dumps({t: i for i, t in enumerate(vocabulary)}), encoding="utf-8", newline="\n"
+        )
         lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
     write()
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")

@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, autoencoder: Any, unet: Any, text_encoder: An
     prefix_names(folder / "text_encoder" / "model.safetensors")
     networks.write_tokenizer(folder / "tokenizer")
     (folder / "scheduler").mkdir(exist_ok=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(networks.SCHEDULER, indent=2) + "\n")
+    write_json(folder / "scheduler" / "scheduler_config.json", networks.SCHEDULER)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -81,8 +81,13 @@ def write_checkpoint(folder: Path, autoencoder: Any, unet: Any, text_encoder: An
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / "model_index.json", index)
     return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same bytes on every system: hashes are recorded of them."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         average = {name: value.to(average[name].device) for name, value in state["average"].items()}
         start, spent = state["update"], state["seconds"]
+        if start > plan.updates:
+            raise ValueError(f"{state_file}: has had {start} updates, expected at most {plan.updates}: remove it")
 
     def save(update: int) -> None:
         state = {

@@ -39,8 +39,8 @@ def build(
     compute the same is a BuildError, and no bundle is left. Raises also BundleError, EngineUnavailable, InputError.
     """
     options = options or BuildOptions()
-    source, out = os.path.abspath(source), os.path.abspath(out)
-    origin = _hashed(bundles.load(source))
+    out, found = os.path.abspath(out), bundles.load(source)
+    origin = _hashed(replace(found, root=Path(os.path.abspath(found.root))))
     module = find_engine(engine)
     module.devices()  # an engine that is not usable here says so before anything is written
     _check(origin, options)

@@ -17,6 +17,7 @@ import sdrt
 from sdrt.errors import SdrtError
 
 COMMANDS = {
+    "demo": "Make pictures with every engine usable here, from a small model that is there.",
     "export": "Trace a checkpoint into an ONNX bundle.",
     "build": "Build an ONNX bundle for one engine.",
     "generate": "Make pictures from a prompt.",

@@ -33,7 +33,11 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 
 
 @click.group(cls=Group, invoke_without_command=True, examples=EXAMPLES)
-@click.option("-m", "--model", "models", multiple=True, type=click.Path(), help="Bundle; repeatable: compared in turn.")
+@click.option(
+    "-m", "--model", "models", multiple=True, type=click.Path(), default=lambda: [common.demo()],
+    show_default="demo, which comes with sdrt",
+    help="Bundle; repeatable: compared in turn.",
+)  # fmt: skip
 @click.option("--engine", metavar="NAME", help="Engine; each bundle's own when left out.")
 @click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
 @click.option(
@@ -84,8 +88,6 @@ def command(
         if any(context.get_parameter_source(name) is given for name in context.params):
             raise click.UsageError("options of a measurement mean nothing to compare: sdrt bench compare A B")
         return
-    if not models:
-        raise click.UsageError("give a bundle with -m")
     common.check_writable("--json", json_file)
     common.check_writable("--csv", csv_file)
     if (json_file, csv_file) == ("-", "-"):

@@ -43,9 +43,19 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
+
+
+def demo() -> str:
+    """The directory of the model that comes with sdrt: what is taken where none is named, whatever lies in the cwd."""
+    from sdrt.bundle import SHIPPED
+
+    return str(SHIPPED / "demo")
+
+
 model_option = click.option(
-    "-m", "--model", type=click.Path(), required=True, help="Bundle, or ONNX directory of optimum's."
-)
+    "-m", "--model", type=click.Path(), default=demo, show_default="demo, which comes with sdrt",
+    help="Bundle, or ONNX directory of optimum's.",
+)  # fmt: skip
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."
 )

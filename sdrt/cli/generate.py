@@ -19,6 +19,7 @@ from sdrt.errors import InputError
 @click.command(
     cls=Command,
     examples="""
+    sdrt generate "a large red star on a white background" -o star.png      (with the demo model that sdrt brings)
     sdrt generate "a lighthouse at dawn" -m sd15 -o lighthouse.png
     sdrt generate "a lighthouse" -m sd15 -n "blurry" --steps 20 --cfg-scale 7 --seed 1 --scheduler "DPM++ 2M Karras"
     sdrt generate "a lighthouse" -m sd15 -W 768 -H 512 --batch 4 -o lighthouse.png      (lighthouse-0.png ...)

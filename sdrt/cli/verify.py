@@ -15,7 +15,7 @@ from sdrt.errors import BundleError, NumericsError
 
 
 @click.command(cls=Command, examples="sdrt verify sd15\nsdrt verify sd15 --engine onnxruntime --threads 2 --json -")
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=click.Path(), default=common.demo)
 @common.opening_options
 @common.json_option
 def command(

@@ -142,7 +142,7 @@ def test_the_whole_recipe_makes_a_checkpoint_that_diffusers_loads(tmp_path: Path
     assert all(p.dtype == torch.float32 for n in networks_ for p in n.parameters())
     assert sum(p.numel() for n in networks_ for p in n.parameters()) <= 6_000_000
     assert pipe.scheduler.config.prediction_type == "v_prediction"
-    latents = denoiser.latents(tmp_path, pipe.vae, CPU)
+    latents = denoiser.latents(tmp_path, pipe.vae, CPU, scenes=50)
     assert latents.float().std() == pytest.approx(1, abs=0.2)
     assert vae.reconstruction(pipe.vae, CPU, pictures=16) > 0
 
@@ -154,3 +154,13 @@ def test_what_the_text_encoder_is_asked_tells_left_from_right() -> None:
     assert told["shape0"] == scenes.SHAPES.index("cross")
     assert told["size1"] == len(scenes.SIZES), "not said"
     assert told["background"] == len(scenes.BACKGROUNDS)
+
+
+def test_nothing_that_is_held_out_is_trained_on() -> None:
+    assert not any(is_held_out(denoiser.scene_of(n)[0]) for n in range(500))
+
+
+def test_latents_of_another_number_of_scenes_are_not_taken_for_these(tmp_path: Path) -> None:
+    np.save(tmp_path / "latents.npy", np.zeros((50, 4, 16, 16), np.float16))
+    with pytest.raises(ValueError, match="latents of 50 scenes, expected 100"):
+        denoiser.latents(tmp_path, None, CPU, scenes=100)
