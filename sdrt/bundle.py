@@ -491,7 +491,7 @@ def inside(root: Path, relative: str) -> Path:
 def shipped(name: str) -> Path | None:
     """The directory of a bundle that sdrt brings: ``demo``. None for any other name."""
     path = SHIPPED / name
-    return path if name.isidentifier() and (path / MANIFEST).is_file() else None
+    return path if name.isidentifier() and os.path.isfile(path / MANIFEST) else None  # is_file raises: too long a name
 
 
 def _other(own: Path | None) -> str:

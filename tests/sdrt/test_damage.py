@@ -148,7 +148,6 @@ BAD = [
     generate("json cannot be written", "--json", "no/where.json", said="no/where.json: cannot be written"),
     Bad("prompt twice", ("generate", "x", "-p", "y", "-m", "{bundle}"), "give the prompt once", fix=False, status=2),
     Bad("prompt not at all", ("generate", "-m", "{bundle}"), "give the prompt once", fix=False, status=2),
-    Bad("model not at all", ("generate", "x"), "Missing option '-m'", fix=False, status=2),
     Bad("command unknown", ("paint",), "No such command 'paint'", fix=False, status=2),
     Bad("option unknown to the command", ("inspect", "{bundle}", "--fast"), "No such option", fix=False, status=2),
     Bad("bundle missing", ("generate", "x", "-m", "nowhere"), "nowhere: no such directory"),

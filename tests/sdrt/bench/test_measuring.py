@@ -277,7 +277,6 @@ def test_compare_command(cli: Cli, bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ((), 2, "give a bundle with -m"),
         (("-m", "x", "--batch", "1,zwei"), 2, "is not a list of numbers"),
         (("-m", "x", "--json", "-", "--csv", "-"), 2, "cannot both go to standard output"),
         (("-m", "nowhere"), 1, "no such directory"),
