@@ -20,9 +20,12 @@ PRECISIONS = ("fp16", "int8", "w8")
 
 
 def reduce(
-    model: Any, weights: Weights, folder: Path, source: Bundle, component: Component, options: BuildOptions
-) -> dict[str, Any]:
+    model: Any, weights: Weights, folder: Path, source: Bundle, component: Component, options: BuildOptions, *,
+    weight_bits: int = 8,
+) -> dict[str, Any]:  # fmt: skip
     """Rewrite a ModelProto, whose external data lie in ``folder``, for ``options.precision``; returns the facts.
+
+    weight_bits: as in ``quantize.to_int8``, for int8.
 
     The graph's inputs and outputs keep their names, types and shapes. Only ONNX's own operators come in.
     """
@@ -41,7 +44,9 @@ def reduce(
             name: seen.largest[name] for name in sorted(found) if math.isfinite(seen.largest.get(name, math.inf))
         }
         clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
-        facts = quantize.to_int8(model, weights, clips, infinite=found & set(seen.largest) - set(clips))
+        facts = quantize.to_int8(
+            model, weights, clips, infinite=found & set(seen.largest) - set(clips), weight_bits=weight_bits
+        )
         facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "w8":

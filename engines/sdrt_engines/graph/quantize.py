@@ -141,13 +141,15 @@ def weights_to_int8(model: Any, weights: Weights) -> dict[str, Any]:
 
 
 def to_int8(
-    model: Any, weights: Weights, clips: Mapping[str, float], *, infinite: Container[str] = (), keep: bool = True
-) -> dict[str, Any]:
+    model: Any, weights: Weights, clips: Mapping[str, float], *, infinite: Container[str] = (), keep: bool = True,
+    weight_bits: int = 8,
+) -> dict[str, Any]:  # fmt: skip
     """Weights and activations in int8. In place; returns the facts: how many nodes, by operator, and what stayed float.
 
     clips: the clipping value of each activation that a target reads; what reads others stays float. infinite: which of
-    those others have values but no scale. keep: leave float what ``Target.keep`` says. Embeddings are as in
-    ``weights_to_int8``: nothing is computed in them.
+    those others have values but no scale. keep: leave float what ``Target.keep`` says. weight_bits: how many of int8's
+    bits weights use: with 7, a sum of two products fits in 16 bits. Embeddings are as in ``weights_to_int8``: nothing
+    is computed in them.
     """
     rewriting = _Rewriting(model, weights)
     chosen: list[Any] = []
@@ -160,7 +162,7 @@ def to_int8(
             kept.append(f"{target.node.op_type}: {why}")
             continue
         chosen.append(target.node)
-        rewriting.weight(target)
+        rewriting.weight(target, weight_bits)
         rewriting.activation(target, clips[target.activation])
     embeddings = [node for node in model.graph.node if _is_embedding(node, weights)]
     for node in embeddings:
@@ -169,6 +171,7 @@ def to_int8(
     return {
         "quantized": _by_operator(chosen + embeddings),
         "kept_float": dict(sorted(Counter(kept).items())),
+        "weight_bits": weight_bits,
         "scheme": f"{SCHEME}; activations: one scale a tensor",
     }
 
@@ -195,14 +198,14 @@ class _Rewriting:
         self._behind: dict[str, list[Any]] = defaultdict(list)  # by the tensor that they read; "": by none
         self._done: set[str] = set()
 
-    def weight(self, target: Target) -> None:
+    def weight(self, target: Target, bits: int = 8) -> None:
         """Let the target read its weight through DequantizeLinear."""
         from onnx import helper
 
         name = f"{target.weight}.dequantized.{target.axis}"
         if name not in self._done:
             self._done.add(name)
-            pair = self._int8(target.weight, target.axis)
+            pair = self._int8(target.weight, target.axis, bits)
             self._behind[""].append(helper.make_node("DequantizeLinear", pair, [name], axis=target.axis))
         target.node.input[1] = name
 
@@ -241,18 +244,18 @@ class _Rewriting:
         del self._graph.node[:]
         self._graph.node.extend(nodes)
 
-    def _int8(self, name: str, axis: int) -> tuple[str, str]:
+    def _int8(self, name: str, axis: int, bits: int = 8) -> tuple[str, str]:
         """Names of a float weight's int8 values and of their float32 scales, one an index of ``axis``."""
-        values = self._weights[name]
+        values, levels = self._weights[name], 2 ** (bits - 1) - 1
         others = tuple(i for i in range(values.ndim) if i != axis)
         most = np.maximum(values.max(others), -values.min(others))
         if not np.isfinite(most).all():
             raise BuildError(f"{name}: the weight holds NaN or infinity", "export the checkpoint again, or mend it")
-        scales = np.array([step(float(largest)) for largest in most], np.float32)
+        scales = np.array([step(float(largest), levels) for largest in most], np.float32)
         column = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
 
         def make() -> NDArray[Any]:
-            return np.clip(np.rint(self._weights[name] / column), -127, 127).astype(np.int8)
+            return np.clip(np.rint(self._weights[name] / column), -levels, levels).astype(np.int8)
 
         return (
             self._weights.declare(f"{name}.int8.{axis}", INT8, values.shape, make),

@@ -137,12 +137,12 @@ def clipping(
     }
 
 
-def step(largest: float) -> float:
-    """The scale of symmetric int8 for magnitudes up to ``largest``; -128 is not used.
+def step(largest: float, levels: int = 127) -> float:
+    """The scale of symmetric int8 for magnitudes up to ``largest``, which becomes ``levels``; -128 is not used.
 
     1 where all is zero, or so small that the scale is no normal float32: what is divided by that overflows.
     """
-    scale = largest / 127
+    scale = largest / levels
     return scale if scale >= SMALLEST_SCALE else 1.0
 
 
