@@ -87,6 +87,17 @@ class ClipTokenizer:
     def id(self, token: str) -> int:
         return self._ids[token]
 
+    def vocabulary(self) -> list[str]:
+        """Tokens in the order of their ids; "" for an id that is not given."""
+        tokens = [""] * (max(self._ids.values()) + 1)
+        for token, i in self._ids.items():
+            tokens[i] = token
+        return tokens
+
+    def merges(self) -> list[str]:
+        """``"left right"``, lowest rank first."""
+        return sorted(self._ranks, key=self._ranks.__getitem__)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text of any length."""
         ids: list[int] = []

@@ -24,6 +24,7 @@ from sdrt import processor
 from sdrt.bundle import MANIFEST, Artifact, Bundle, Component, Precision, record, solve
 from sdrt.engine import NUMPY_DTYPES, ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
 from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
+from sdrt_engines import openvino_tokenizer
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import profiles
@@ -158,10 +159,15 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         except RuntimeError as error:
             raise BuildError(f"{name}: openvino {library.__version__} cannot convert the graph: {error}") from error
         del model  # its weights are mapped from the folder that goes now
+    files = [f"{name}/{file}" for file in (MODEL, WEIGHTS)]
+    for text in source.manifest.text_encoders:
+        if text.component == name:
+            openvino_tokenizer.save(source.path(text.tokenizer), text, out / text.tokenizer)
+            files += [f"{text.tokenizer}/{file}" for file in openvino_tokenizer.FILES]
     return Artifact(
         engine="openvino",
         precision=cast(Precision, options.precision),
-        files=tuple(record(out, f"{name}/{file}") for file in (MODEL, WEIGHTS)),
+        files=tuple(record(out, file) for file in files),
         target="any",
         profiles=profiles(component, options),
         built_from=component.artifact.files[0].sha256,
@@ -316,7 +322,8 @@ class OpenVinoSession:
         self._holds_kept = None
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        # OpenVINO takes no read-only array, though it writes into none.
+        arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in inputs.items()}
         shapes = {name: array.shape for name, array in (self._kept | arrays).items()}
         request = self._request(shapes)
         if self._holds_kept is not request:

@@ -26,8 +26,9 @@ FLOAT = 1
 ROWS, TAPS, POINTS = 4, 3, 6
 """Rows of output that one tile makes, taps of the filter, and rows of input that it takes: ROWS + TAPS - 1."""
 
-LEAST = 32
-"""Channels in and out. With fewer, the transforms cost what the multiplications save."""
+LEAST = 128
+"""Channels in and out. With fewer, the transforms cost what the multiplications save: a U-Net of 64 to 128 channels was
+slower by an eighth with all of them rewritten, one of 320 to 1280 faster by a quarter (benchmarks/LOG.md)."""
 
 SMALL = 48 * 2**20
 """Bytes of a float32 filter: up to 1920 x 640 channels. Stable Diffusion's larger ones are of its lower levels."""

@@ -1,0 +1,380 @@
+"""What is particular to the OpenVINO engine. It runs where openvino is installed; a GPU or an NPU is not needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdrt
+from sdrt import BuildError, BundleError, DeviceError, InputError, Pipeline, demo
+from sdrt import bundle as bundles
+from sdrt.engine import BuildOptions, OpenOptions, open_session
+from sdrt.metrics import psnr
+from sdrt.tokenizer import ClipTokenizer
+from sdrt.verify import reference_cases
+from sdrt_engines import openvino as engine
+from sdrt_engines.build import build
+from tests.conftest import Cli, Model
+from tests.pair import SCHEDULERS, Pair, load_diffusers
+
+openvino = pytest.importorskip("openvino")
+PROMPTS, NEGATIVE = ["a red star over a lighthouse!", "two cats, it's raining"], ["blurry", "dark"]
+
+
+@pytest.fixture(scope="module")
+def built(models: Callable[[str], Model], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``built("sdxl", precision="w8", extra=…)``: that tiny model, built once for OpenVINO."""
+    root = tmp_path_factory.mktemp("openvino")
+
+    def make(name: str = "tiny-sd", **options: Any) -> Path:
+        out = root / f"{name}-{'-'.join(map(str, options.values()))}".replace(" ", "")
+        if not out.exists():
+            build(models(name).bundle, out, "openvino", BuildOptions(**options))
+        return out
+
+    return make
+
+
+# -- whole pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["tiny-sd", "sd2-v", "sdxl"])
+def pair(request: pytest.FixtureRequest, models: Callable[[str], Model], built: Callable[..., Path]) -> Iterator[Pair]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdrt_engines.graph.winograd.LEAST", 16)  # the tiny models have 32 and 64 channels
+        path = built(request.param)
+    assert bundles.load(path).component("unet").artifact.facts["winograd"] >= 20
+    with Pipeline.from_pretrained(path) as ours:
+        yield Pair(ours, load_diffusers(models(request.param).checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "guidance_scale", "steps"), [(64, 64, 7.5, 6), (72, 136, 7.5, 4), (200, 264, 1.0, 3)]
+)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_pictures_equal_diffusers(
+    pair: Pair, scheduler: str, width: int, height: int, guidance_scale: float, steps: int
+) -> None:
+    """In float32, with every convolution that can be rewritten rewritten; Euler's timesteps are fractional."""
+    expected, got = pair.both(
+        scheduler, 5, prompt=PROMPTS, negative_prompt=NEGATIVE, width=width, height=height,
+        guidance_scale=guidance_scale, num_inference_steps=steps,
+    )  # fmt: skip
+    assert psnr(expected, got, 1.0) >= 95
+
+
+# Seen with the tiny model: fp16 70, w8 50, int8 27 dB; with the demo model's trained weights 77, 49 and 33 dB. Guidance
+# 7.0 for 7.5 scores 50 dB in the tiny one: float16 must be well above.
+FLOORS = {"fp16": 60, "w8": 42, "int8": 20}
+
+
+@pytest.mark.parametrize("precision", FLOORS)
+def test_precisions(precision: str, built: Callable[..., Path], pipe: Pipeline) -> None:
+    arguments: dict[str, Any] = {"width": 128, "height": 64, "num_inference_steps": 6, "seed": 5, "output_type": "np"}
+    expected = pipe(PROMPTS, negative_prompt=NEGATIVE, **arguments).images
+    with Pipeline.from_pretrained(built(precision=precision)) as ours:
+        figure = psnr(expected, ours(PROMPTS, negative_prompt=NEGATIVE, **arguments).images, 1.0)
+    print(f"{precision}: {figure:.1f} dB")
+    assert figure >= FLOORS[precision]
+
+
+DEMO_FLOORS = {"fp32": 95, "fp16": 70, "w8": 42, "int8": 25}
+
+
+@pytest.mark.parametrize("precision", DEMO_FLOORS)
+def test_trained_weights(precision: Any, tmp_path: Path) -> None:
+    """The demo model: pictures of 20 steps of its own scheduler."""
+    build("demo", tmp_path / "out", "openvino", BuildOptions(precision=precision))
+    arguments: dict[str, Any] = {"seed": 3, "output_type": "np"}
+    with Pipeline.from_pretrained("demo") as ort, Pipeline.from_pretrained(tmp_path / "out") as ours:
+        pairs = [(ort(prompt, **arguments).images, ours(prompt, **arguments).images) for prompt in demo.PROMPTS]
+    figures = [psnr(a, b, 1.0) for a, b in pairs]
+    print(f"{precision}: {', '.join(f'{figure:.1f}' for figure in figures)} dB")
+    assert np.median(figures) >= DEMO_FLOORS[precision]
+
+
+# -- what is built -----------------------------------------------------------------------------------------------------
+
+
+def test_engine_bundle_is_self_contained(built: Callable[..., Path], bundle: Path) -> None:
+    path = built()
+    held, origin = bundles.load(path), bundles.load(bundle)
+    assert bundles.damaged(held) == []
+    assert not [file for file in path.rglob("*") if "onnx" in file.name]
+    for name, component in held.manifest.components.items():
+        source = origin.component(name)
+        assert component.artifact.built_from == source.artifact.files[0].sha256
+        assert (component.artifact.engine, component.artifact.precision) == ("openvino", "fp32")
+        assert (component.inputs, component.outputs) == (source.inputs, source.outputs)
+        assert all(p.psnr is None or p.psnr >= 110 for p in component.artifact.parity)
+        text = (path / name / "openvino_model.xml").read_text()
+        assert str(path.parent) not in text, "names a folder of the machine that built it"
+
+
+def test_names_and_types_are_the_ecosystems(built: Callable[..., Path]) -> None:
+    """optimum-intel's, which OpenVINO GenAI shares: timesteps in int64."""
+    model = openvino.Core().read_model(built() / "unet" / "openvino_model.xml")
+    found = {port.any_name: port.element_type.get_type_name() for port in model.inputs}
+    assert found == {"sample": "f32", "timestep": "i64", "encoder_hidden_states": "f32"}
+    assert [port.any_name for port in model.outputs] == ["out_sample"]
+
+
+def test_fractional_timesteps_are_kept(built: Callable[..., Path], bundle: Path) -> None:
+    ours = open_session(bundles.load(built()), "unet")
+    ort = open_session(bundles.load(bundle), "unet")
+    inputs, _ = next(iter(reference_cases(ours_bundle := bundles.load(built()), "unet").values()))
+    assert ours_bundle.component("unet").inputs[1].dtype == "f32"
+    whole = ours.run(**inputs | {"timestep": np.array([500], np.float32)})["out_sample"]
+    between = inputs | {"timestep": np.array([500.4], np.float32)}
+    assert psnr(ort.run(**between)["out_sample"], ours.run(**between)["out_sample"]) >= 95
+    assert psnr(whole, ours.run(**between)["out_sample"]) < 80
+    ours.close()
+    ort.close()
+
+
+def test_weights_in_float16_take_half(built: Callable[..., Path]) -> None:
+    sizes = {p: (built(precision=p) / "unet" / "openvino_model.bin").stat().st_size for p in ("fp32", "fp16")}
+    whole = (built(extra={"winograd": "none"}) / "unet" / "openvino_model.bin").stat().st_size
+    assert sizes["fp16"] < 0.52 * whole
+    assert sizes["fp32"] >= whole
+
+
+def test_int8_weights_use_seven_bits(
+    built: Callable[..., Path], tmp_path: Path, models: Callable[[str], Model]
+) -> None:
+    """CPUs without VNNI add two products in 16 bits: twice 63 · 128 fits, twice 127 · 128 · 2 does not."""
+    model = openvino.Core().read_model(built(precision="int8") / "unet" / "openvino_model.xml")
+    most = [
+        np.abs(node.data.astype(int)).max()
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8 and node.data.size > 256
+    ]
+    assert len(most) > 50
+    assert max(most) == 63
+    assert bundles.load(built(precision="int8")).component("unet").artifact.facts["weight_bits"] == 7
+
+
+def test_eight_bits_are_refused_without_vnni(
+    built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, models: Callable[[str], Model], tmp_path: Path
+) -> None:
+    options = BuildOptions(precision={"vae_decoder": "int8"}, extra={"weight_bits": "8"})
+    monkeypatch.setattr("sdrt.processor.features", lambda: ("avx", "avx2", "avx512_vnni"))
+    build(models("tiny-sd").bundle, tmp_path / "out", "openvino", options)
+    held = bundles.load(tmp_path / "out")
+    assert held.component("vae_decoder").artifact.facts["weight_bits"] == 8
+    open_session(held, "vae_decoder").close()
+    monkeypatch.setattr("sdrt.processor.features", lambda: ("avx", "avx2"))
+    with pytest.raises(DeviceError, match="no VNNI") as caught:
+        open_session(held, "vae_decoder")
+    assert "without -O weight_bits=8" in caught.value.fix
+    monkeypatch.setattr("sdrt.processor.features", lambda: ("asimd",))
+    open_session(held, "vae_decoder").close()
+
+
+def test_links_out_of_the_graphs_folder(models: Callable[[str], Model], tmp_path: Path) -> None:
+    """As in the Hugging Face Hub's cache: OpenVINO follows none."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(models("tiny-sd").bundle, snapshot)
+    blobs.mkdir()
+    for i, file in enumerate(snapshot.rglob("model.onnx.data")):
+        file.rename(blobs / str(i))
+        file.symlink_to(blobs / str(i))
+    held = build(snapshot, tmp_path / "out", "openvino")
+    assert min(p.psnr or 999 for p in held.component("unet").artifact.parity) >= 110
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (BuildOptions(target="sm86"), "any device of OpenVINO's, asked for target sm86"),
+        (BuildOptions(precision="w4"), "builds fp32, fp16, int8, w8; asked for w4"),
+        (BuildOptions(extra={"winograd": "some"}), "winograd: expected all, small, none, got 'some'"),
+    ],
+    ids=str,
+)
+def test_build_refuses(bundle: Path, tmp_path: Path, options: BuildOptions, message: str) -> None:
+    with pytest.raises((BuildError, InputError), match=message):
+        build(bundle, tmp_path / "out", "openvino", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_starts_from_onnx(built: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="is built for openvino already"):
+        build(built(), tmp_path / "out", "openvino")
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+def test_open_options_give_the_same_picture(built: Callable[..., Path]) -> None:
+    held = bundles.load(built())
+    inputs, _ = next(iter(reference_cases(held, "unet").values()))
+    seen = []
+    for extra, device in (
+        ({}, None),
+        ({"shapes": "any"}, "cpu"),
+        ({"hint": "throughput"}, "cpu"),
+        ({"streams": "2"}, "cpu"),
+        ({"keep": "3", "compute": "f32"}, "auto"),
+    ):
+        session = open_session(held, "unet", device=device, options=OpenOptions(threads=None, extra=extra))
+        seen.append(session.run(**inputs)["out_sample"])
+        session.close()
+    assert min(psnr(seen[0], other) for other in seen[1:]) >= 110
+
+
+def test_threads(built: Callable[..., Path]) -> None:
+    held = bundles.load(built())
+    inputs, _ = next(iter(reference_cases(held, "unet").values()))
+    session = open_session(held, "unet", options=OpenOptions(threads=1))
+    session.run(**inputs)
+    compiled = session._session._requests.popitem()[1].get_compiled_model()  # type: ignore[attr-defined]
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    session.close()
+    with pytest.raises(InputError, match="threads are for the cpu, the device is auto"):
+        open_session(held, "unet", device="auto", options=OpenOptions(threads=1))
+
+
+def test_sizes_that_come_again_are_kept(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    held = bundles.load(built())
+    compiled: list[Any] = []
+    original = engine.OpenVinoSession._compiled
+    monkeypatch.setattr(
+        engine.OpenVinoSession,
+        "_compiled",
+        lambda self, shapes=None: (compiled.append(shapes), original(self, shapes))[1],
+    )
+    small, large = (np.zeros((1, 4, side, side), np.float32) for side in (8, 9))
+    for keep, expected in ((1, 4), (2, 2)):
+        compiled.clear()
+        session = open_session(held, "vae_decoder", options=OpenOptions(extra={"keep": str(keep)}))
+        first = session.run(latent_sample=small)["sample"]
+        session.run(latent_sample=large)
+        np.testing.assert_array_equal(session.run(latent_sample=small)["sample"], first)
+        session.run(latent_sample=large)
+        session.close()
+        assert len(compiled) == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"keep": "0"}, "keep is 0"),
+        ({"streams": "-1"}, "streams -1"),
+        ({"compute": "fp8"}, "expected auto, f32, bf16, f16"),
+        ({"shapes": "some"}, "expected each, any"),
+    ],
+    ids=str,
+)
+def test_bad_options(built: Callable[..., Path], extra: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_session(bundles.load(built()), "unet", options=OpenOptions(extra=extra))
+
+
+def test_a_type_that_the_device_does_not_have(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    held = bundles.load(built(precision="fp16"))
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "INT8"])
+    with pytest.raises(DeviceError, match=r"cpu does not compute in bf16 here; it has f32") as caught:
+        open_session(held, "unet", options=OpenOptions(extra={"compute": "bf16"}))
+    assert caught.value.fix == "-O compute=f32"
+    open_session(held, "unet").close()  # fp16 is stored so, and computed in float32 where there is nothing else
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP16", "INT8"])
+    plain = bundles.load(built(extra={"winograd": "none"}))
+    with pytest.raises(DeviceError, match="does not compute in f32 here; it has f16"):  # an NPU
+        open_session(plain, "unet")
+
+
+def test_what_is_computed_in_is_read_back(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that claims a type and then computes in another is found out."""
+    held = bundles.load(built(extra={"winograd": "none"}))
+    if "BF16" in engine._capabilities("CPU"):
+        pytest.skip("this processor has bfloat16")
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "BF16"])
+    session = open_session(held, "vae_decoder", options=OpenOptions(extra={"compute": "bf16"}))
+    with pytest.raises(DeviceError, match=r"computes in .*float32.*, asked for .*bfloat16|cannot compile"):
+        session.run(latent_sample=np.zeros((1, 4, 8, 8), np.float32))
+
+
+def test_rewritten_convolutions_compute_in_float32_only(
+    models: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdrt_engines.graph.winograd.LEAST", 16)
+    held = build(models("tiny-sd").bundle, tmp_path / "out", "openvino")
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "BF16"])
+    with pytest.raises(DeviceError, match="too coarse in bf16") as caught:
+        open_session(held, "unet", options=OpenOptions(extra={"compute": "bf16"}))
+    assert "-O winograd=none" in caught.value.fix
+
+
+def test_no_other_device_in_place_of_one_that_is_missing(built: Callable[..., Path]) -> None:
+    for device in ("gpu.7", "npu.3", "CPU", "cuda:0"):
+        with pytest.raises(DeviceError, match=f"no device '{device}' here; it has cpu"):
+            open_session(bundles.load(built()), "unet", device=device)
+
+
+def test_a_wrong_manifest_is_told(built: Callable[..., Path], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(built(), tmp_path / "copied"))
+    text = (copied / "sdrt.json").read_text()
+    (copied / "sdrt.json").write_text(text.replace('"latent_sample"', '"latents"'))
+    with pytest.raises(BundleError, match=r"the graph is not what sdrt.json says: it has no latents: f32"):
+        open_session(bundles.load(copied), "vae_decoder")
+
+
+def test_a_damaged_graph_is_told(built: Callable[..., Path], tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(built(), tmp_path / "copied"))
+    path = copied / "unet" / "openvino_model.xml"
+    path.write_bytes(path.read_bytes()[:-400].ljust(path.stat().st_size))
+    with pytest.raises(BundleError, match=r"cannot load openvino_model\.xml") as caught:
+        open_session(bundles.load(copied), "unet")
+    assert "sdrt verify" in caught.value.fix
+
+
+def test_cli(built: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    done = cli("generate", "a fox", "-m", built(), "-o", tmp_path / "fox.png", "--steps", 2, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fox.png").stat().st_size > 100
+    done = cli("doctor")
+    assert "openvino" in done.stdout
+    assert "FP32" in done.stdout
+
+
+# -- the tokenizer for others ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "sd2-v"])
+def test_tokenizer_gives_the_same_ids(name: str, built: Callable[..., Path]) -> None:
+    tokenizers = pytest.importorskip("openvino_tokenizers")
+    held = bundles.load(built(name))
+    text = held.manifest.text_encoders[0]
+    folder = held.path(text.tokenizer)
+    core = openvino.Core()
+    core.add_extension(str(tokenizers._ext_path))
+    compiled = core.compile_model(folder / "openvino_tokenizer.xml", "CPU")
+    ours = ClipTokenizer.load(folder, (text.bos_token, text.eos_token, text.pad_token))
+    bos, eos = ours.id(text.bos_token), ours.id(text.eos_token)
+    generator = np.random.default_rng(0)
+    letters = list("abc XYZ'0123?.,éß漢字😀\n\t-_<|>")  # SD 2.x pads with "!", which is a special token there
+    prompts = ["", "A  Photo\tof a Café, it's 2024.", "(masterpiece:1.3)", "word " * 200, "e\u0301 don't"]
+    prompts += ["".join(generator.choice(letters, generator.integers(60))) for _ in range(100)]
+    for prompt in prompts:
+        expected = [bos, *ours.encode(prompt)[: text.max_length - 2], eos]
+        assert compiled(openvino.Tensor([prompt]))["input_ids"][0].tolist() == expected, prompt
+
+
+def test_tokenizer_is_a_file_of_the_bundle(built: Callable[..., Path]) -> None:
+    files = bundles.load(built()).component("text_encoder").artifact.files
+    assert [file.path for file in files][2:] == ["tokenizer/openvino_tokenizer.xml", "tokenizer/openvino_tokenizer.bin"]
+
+
+def test_without_the_tokenizers_library(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino_tokenizers", None)
+    with pytest.raises(sdrt.EngineUnavailable, match="openvino_tokenizers cannot be imported"):
+        build(bundle, tmp_path / "out", "openvino")
+    assert list(tmp_path.iterdir()) == []
