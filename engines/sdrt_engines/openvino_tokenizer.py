@@ -23,13 +23,13 @@ def save(folder: Path, text: TextEncoder, out: Path) -> None:
     """Write the tokenizer whose files lie in ``folder`` into ``out``: prompts → input_ids, attention_mask i64[B,T].
 
     T is the longest prompt's, at most ``text.max_length`` with both ends; shorter ones are padded. Other than CLIP's,
-    its letters are folded (ŉ becomes two), and a special token in a prompt is read as the text that it is: its BPE
-    operator would put the end of a word behind it. EngineUnavailable, BundleError.
+    its letters are folded (ŉ becomes two), more ids follow a special token that stands in a prompt (its operator puts
+    the end of a word behind it), and a pad token is read as text: SD 2.x pads with "!". EngineUnavailable, BundleError.
     """
     steps, openvino = _library()
-    special = {text.bos_token, text.eos_token, text.pad_token}
-    tokenizer = ClipTokenizer.load(folder, tuple(special))
-    ids = {token: tokenizer.id(token) for token in sorted(special)}
+    ends = (text.bos_token, text.eos_token)
+    tokenizer = ClipTokenizer.load(folder, (*ends, text.pad_token))
+    ids = {token: tokenizer.id(token) for token in (*ends, text.pad_token)}
 
     def end(token: str) -> Any:
         return steps.AddToken(token=token, _token_id=ids[token], token_type_id=0)
@@ -37,6 +37,7 @@ def save(folder: Path, text: TextEncoder, out: Path) -> None:
     pipeline = steps.TokenizerPipeline()
     pipeline.add_steps(
         [
+            steps.SpecialTokensSplit.from_string_iter(ends),
             steps.NormalizeUnicode("NFC"),
             steps.RegexNormalizationStep(r"\s+", " "),
             steps.CaseFoldStep(),
@@ -48,6 +49,7 @@ def save(folder: Path, text: TextEncoder, out: Path) -> None:
                 unk_token=text.eos_token,
                 end_suffix="</w>",
                 cache_capacity=20_000,
+                added_tokens={token: ids[token] for token in ends},
             ),
             steps.TruncationStep(max_length=text.max_length - 2, truncation=True),
             steps.CombineSegmentsStep([end(text.bos_token), steps.Sequence(token_type_id=0), end(text.eos_token)]),
