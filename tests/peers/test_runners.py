@@ -157,6 +157,18 @@ def test_runner(name: str, prepared: Path, ours: np.ndarray[Any, Any], tmp_path:
     check_stages(sample, REQUEST["num_inference_steps"])
 
 
+def test_genai_runs_what_sdrt_built(bundle: Path, ours: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    """OpenVINO GenAI with sdrt's OpenVINO bundle as it is, its tokenizer too."""
+    from sdrt_engines.build import build
+
+    build(bundle, tmp_path / "built", "openvino")
+    peer = replace(PEERS["openvino-genai"], options={"precision": "f32"})
+    theirs, _ = picture(peer, tmp_path / "built", tmp_path / "theirs.npy", REQUEST)
+    figures = [psnr(one, other, peak=1.0) for one, other in zip(ours, theirs, strict=True)]
+    print(f"GenAI on sdrt's bundle: {figures[0]:.1f} dB, {figures[1]:.1f} dB")
+    assert min(figures) >= FLOORS_DB["openvino-genai"]
+
+
 def test_prepare_names_what_was_made(prepared: Path) -> None:
     for name in prepare.EXPORTS:
         report = json.loads((prepared / name / prepare.REPORT).read_text())
