@@ -1,18 +1,18 @@
 """Directories without ``sdrt.json`` that Hugging Face optimum wrote: the manifest is inferred, nothing is written.
 
 What is inferred from what is said in docs/bundle.md. Everything follows from ``model_index.json``, the networks'
-``config.json``, and what the ONNX graphs say of their inputs and outputs.
+``config.json``, and what the ONNX graphs, or the files of OpenVINO IR, say of their inputs and outputs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from sdrt import onnx_header, strict_json
+from sdrt import ir_header, onnx_header, strict_json
 from sdrt.bundle import (
     Artifact,
     Bundle,
@@ -20,17 +20,20 @@ from sdrt.bundle import (
     Component,
     Denoiser,
     Dim,
+    DimRange,
+    DType,
     File,
     LatentSpace,
     Manifest,
-    Precision,
+    Profile,
     Provenance,
     TensorSpec,
     TextEncoder,
     inside,
+    split_dim,
 )
 from sdrt.errors import BundleError
-from sdrt.onnx_header import Header, Value
+from sdrt.header import Header, Value
 from sdrt.tokenizer import special_tokens
 
 T = TypeVar("T")
@@ -47,10 +50,34 @@ SOURCES: dict[str, str] = {
 _ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _NETWORKS = (*_ENCODERS, "unet", "vae_encoder", "vae_decoder")
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+_OTHER_TOKENIZERS = ("tokenizer.json", "openvino_tokenizer.xml")
+"""Forms of a tokenizer that this sdrt cannot do with alone."""
 
 _KINDS: dict[type, str] = {
     int: "an integer", float: "a number", str: "a text", list: "a list", bool: "true or false"
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Format:
+    """How networks are kept: ``graph`` is the file's name in each network's folder, ``engine`` what opens it.
+
+    ``dtypes``: inputs that the engine gives another element type when it opens the graph.
+    """
+
+    what: str
+    engine: str
+    graph: str
+    read: Callable[[Path], Header]
+    dtypes: Mapping[str, DType] = field(default_factory=dict)
+
+
+FORMATS = (
+    Format("ONNX graphs", "onnx", "model.onnx", onnx_header.read),
+    # Timesteps are int64 there, which would round those of many schedulers.
+    Format("OpenVINO IR", "openvino", "openvino_model.xml", ir_header.read, {"timestep": "f32"}),
+)
+"""The first of which the U-Net is there is taken, for all networks."""
 
 Shapes = Mapping[str, tuple[Dim, ...]]
 """Shapes as configs and our symbols say them, by tensor name."""
@@ -86,37 +113,34 @@ class Config:
 def load(root: Path) -> Bundle:
     """The bundle that a directory amounts to; hashes are not known. BundleError tells what it is, or lacks."""
     index = Config.read(root, INDEX)
-    if not os.path.isfile(root / "unet" / "model.onnx"):
-        raise _no_onnx(root)
+    kept = next((form for form in FORMATS if os.path.isfile(root / "unet" / form.graph)), None)
+    if kept is None:
+        raise _no_graph(root)
     try:
-        return Bundle(root, _manifest(root, index))
+        return Bundle(root, _manifest(root, index, kept))
     except BundleError as error:
         if str(root) in error.message:
             raise
         raise BundleError(f"{root}: {error.message}", error.fix) from None  # a dataclass's own checks know no path
 
 
-def _no_onnx(root: Path) -> BundleError:
-    folders = [path for path in root.iterdir() if path.is_dir()]
-    if any((folder / "openvino_model.xml").is_file() for folder in folders):
-        return BundleError(
-            f"{root}: is a directory of OpenVINO models; this sdrt reads ONNX",
-            f"optimum-cli export onnx --model MODEL OUT, or sdrt export MODEL OUT (from the checkpoint of {root.name})",
-        )
-    if any(list((root / "unet").glob(f"*.{ending}")) for ending in ("safetensors", "bin", "ckpt")):
+def _no_graph(root: Path) -> BundleError:
+    if any(list((root / "unet").glob(ending)) for ending in ("*.safetensors", "*pytorch_model*.bin", "*.ckpt")):
         return BundleError(f"{root}: is a checkpoint, not a bundle", f"sdrt export {root} OUT")
     if (root / "transformer").is_dir():
         return BundleError(f"{root}: its denoiser is a transformer; this sdrt runs U-Nets", "use another model")
-    return BundleError(f"{root}: is not a bundle: unet/model.onnx is missing", "sdrt export MODEL OUT makes one")
+    graphs = " and ".join(f"unet/{form.graph}" for form in FORMATS)
+    return BundleError(f"{root}: is not a bundle: {graphs} are missing", "sdrt export MODEL OUT makes one")
 
 
-def _manifest(root: Path, index: Config) -> Manifest:
-    held = [name for name in _NETWORKS if os.path.isfile(root / name / "model.onnx")]
+def _manifest(root: Path, index: Config, kept: Format) -> Manifest:
+    held = [name for name in _NETWORKS if os.path.isfile(root / name / kept.graph)]
     configs = {name: Config.read(root, f"{name}/config.json") for name in held}
     if "vae_decoder" not in configs:
-        raise BundleError(f"{root}: vae_decoder/model.onnx is missing", "export it again with optimum, or with sdrt")
+        fix = "export it again with optimum, or with sdrt"
+        raise BundleError(f"{root}: vae_decoder/{kept.graph} is missing", fix)
     latents = latent_space(configs["vae_decoder"], configs["unet"])
-    components = {name: _component(root, name, configs[name], _shapes(name, configs[name], latents)) for name in held}
+    components = {name: _component(configs[name], _shapes(name, configs[name], latents), kept) for name in held}
     if "vae_encoder" in components and components["vae_encoder"].outputs[0].name != "latent_parameters":
         del components["vae_encoder"]  # older exports draw the sample in the graph, by a generator that is not ours
     denoiser = _denoiser(root, components["unet"], latents)
@@ -145,7 +169,7 @@ def _manifest(root: Path, index: Config) -> Manifest:
         # As in diffusers, where SDXL's pipelines alone know the key; it defaults to true.
         no_negative_prompt="zeros" if pooled and index.need("force_zeros_for_empty_prompt", bool, True) else "empty",
         guidance_scale=5.0 if pooled else 7.5,  # the defaults of diffusers' pipelines
-        facts={"inferred_from": f"{INDEX}, config.json files, ONNX graphs"},
+        facts={"inferred_from": f"{INDEX}, config.json files, {kept.what}"},
     )
 
 
@@ -162,8 +186,9 @@ def _file(root: Path, relative: str) -> File:
     path = inside(root, relative)
     if not os.path.isfile(path):
         fix = "copy the directory again, or export it again"
-        if path.name in _TOKENIZER_FILES[:2] and (path.parent / "tokenizer.json").is_file():
-            fix = "put vocab.json and merges.txt of the model's original tokenizer beside tokenizer.json"
+        others = [name for name in _OTHER_TOKENIZERS if (path.parent / name).is_file()]
+        if path.name in _TOKENIZER_FILES[:2] and others:
+            fix = f"put vocab.json and merges.txt of the model's original tokenizer beside {others[0]}"
         raise BundleError(f"{root}: {relative} is missing", fix)
     return File(relative, path.stat().st_size, None)
 
@@ -262,51 +287,66 @@ def _denoiser(root: Path, unet: Component, latents: LatentSpace) -> Denoiser:
 # -- facts from graphs ------------------------------------------------------------------------------------------------
 
 
-def _component(root: Path, name: str, config: Config, shapes: Shapes) -> Component:
-    graph = f"{name}/model.onnx"
-    header = onnx_header.read(inside(root, graph))
+def _component(config: Config, shapes: Shapes, kept: Format) -> Component:
+    """The network beside ``config``."""
+    root, folder = config.root, PurePosixPath(config.where).parent
+    graph = f"{folder}/{kept.graph}"
+    header = kept.read(inside(root, graph))
     files = [graph]
     for location in header.weights:
-        path = PurePosixPath(name, location)
         try:
-            files.append(_file(root, str(path)).path)
+            files.append(_file(root, str(folder / location)).path)
         except BundleError as error:
             raise BundleError(f"{root / graph}: its weights: {error.message}", error.fix) from None
+    inputs = tuple(_tensor(root / graph, value, shapes, kept) for value in header.inputs)
+    ranges = _ranges(header.inputs, inputs)
     return Component(
-        inputs=tuple(_tensor(root / graph, value, shapes) for value in header.inputs),
-        outputs=tuple(_tensor(root / graph, value, shapes) for value in header.outputs),
-        artifact=Artifact("onnx", _precision(header), tuple(_file(root, file) for file in files)),
+        inputs=inputs,
+        outputs=tuple(_tensor(root / graph, value, shapes, kept) for value in header.outputs),
+        artifact=Artifact(
+            kept.engine,
+            header.precision,
+            tuple(_file(root, file) for file in files),
+            profiles=(ranges,) if ranges else (),
+        ),
         config=_file(root, config.where),
     )
 
 
-def _precision(header: Header) -> Precision:
-    """What the weights are kept in."""
-    for dtype, precision in (("i8", "int8"), ("u8", "int8"), ("bf16", "bf16"), ("f16", "fp16")):
-        if dtype in header.dtypes:
-            return precision  # type: ignore[return-value]
-    return "fp32"
+def _ranges(inputs: tuple[Value, ...], specs: tuple[TensorSpec, ...]) -> Profile:
+    """What the graph's least and largest sizes allow, by symbol."""
+    found: dict[str, DimRange] = {}
+    for value, spec in zip(inputs, specs, strict=True):
+        for size, dim in zip(value.dims, spec.shape, strict=True):
+            if isinstance(size, tuple) and isinstance(dim, str):
+                symbol, divisor = split_dim(dim)
+                low, high = size[0] * divisor, size[1] * divisor
+                if symbol in found:
+                    low, high = max(low, found[symbol].min), min(high, found[symbol].max)
+                found[symbol] = DimRange(low, high, high)
+    return found
 
 
-def _tensor(graph: Path, value: Value, shapes: Shapes) -> TensorSpec:
+def _tensor(graph: Path, value: Value, shapes: Shapes, kept: Format) -> TensorSpec:
     """Name and dtype as the graph says; a size where the graph has one, else what configs and symbols say."""
-    expected = shapes.get(value.name)
-    if expected is None:
+    name = next((name for name in (value.name, *value.aliases) if name in shapes), None)
+    if name is None:
         raise BundleError(
             f"{graph}: has a tensor {value.name!r}, which this sdrt cannot feed or read",
             f"known ones are {', '.join(name for name in shapes if not name.startswith('hidden_states.'))}",
         )
-    if value.name == "timestep" and not value.dims:  # a scalar, or one a picture
-        return TensorSpec(value.name, value.dtype, ())
+    dtype, expected = kept.dtypes.get(name, value.dtype), shapes[name]
+    if name == "timestep" and not value.dims:  # a scalar, or one a picture
+        return TensorSpec(name, dtype, ())
     if len(value.dims) != len(expected):
-        raise BundleError(f"{graph}: {value.name} has {len(value.dims)} dimensions, expected [{_listed(expected)}]")
-    dims = tuple(size if size is not None else dim for size, dim in zip(value.dims, expected, strict=True))
+        raise BundleError(f"{graph}: {name} has {len(value.dims)} dimensions, expected [{_listed(expected)}]")
+    dims = tuple(size if isinstance(size, int) else dim for size, dim in zip(value.dims, expected, strict=True))
     if any(isinstance(dim, int) and dim != size for dim, size in zip(expected, dims, strict=True)):
         raise BundleError(
-            f"{graph}: {value.name} is [{_listed(dims)}], expected [{_listed(expected)}] by its config.json",
+            f"{graph}: {name} is [{_listed(dims)}], expected [{_listed(expected)}] by its config.json",
             "the graph and its config are of different models",
         )
-    return TensorSpec(value.name, value.dtype, dims)
+    return TensorSpec(name, dtype, dims)
 
 
 def _listed(dims: tuple[Dim, ...]) -> str:

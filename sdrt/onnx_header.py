@@ -7,21 +7,20 @@ are those of onnx.proto; only what is named below is looked at. https://protobuf
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sdrt.bundle import DType
+from sdrt.bundle import DType, Precision
 from sdrt.errors import BundleError
+from sdrt.header import MAX_RANK, Header, Size, Value, check_no_pointer
 
 MAX_FIELDS = 1_000_000
 """Fields walked in one file. A full-size SDXL U-Net has some 50,000; a damaged file must not keep anyone waiting."""
 
 MAX_TEXT = 4096
 """Bytes of a name."""
-
-MAX_RANK = 16
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH = 7  # ModelProto
@@ -32,29 +31,8 @@ _FLOAT8 = 17
 _DTYPES: dict[int, DType] = {
     1: "f32", 2: "u8", 3: "i8", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 16: "bf16"
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Value:
-    """One input or output of a graph. ``dims``: a size, or None where the graph leaves it free."""
-
-    name: str
-    dtype: DType
-    dims: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Header:
-    """Inputs and outputs in the graph's order.
-
-    ``weights``: files that hold initializers, as the graph names them (relative to its own folder, unchecked).
-    ``dtypes``: element types of the initializers, as far as a manifest has names for them.
-    """
-
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    weights: tuple[str, ...]
-    dtypes: frozenset[DType]
+_PRECISIONS: dict[DType, Precision] = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16"}
+"""The first whose element type an initializer has."""
 
 
 def read(path: Path) -> Header:
@@ -76,6 +54,14 @@ class _Field:
     end: int
 
 
+def _precision(dtypes: Set[DType]) -> Precision:
+    """What the initializers are kept in."""
+    for dtype, precision in _PRECISIONS.items():
+        if dtype in dtypes:
+            return precision
+    return "fp32"
+
+
 class _Walk:
     """One pass over a file. A message is known by where it ends; its fields are come to in the file's order."""
 
@@ -85,8 +71,7 @@ class _Walk:
 
     def header(self) -> Header:
         size = os.fstat(self._file.fileno()).st_size
-        if self._file.read(20).startswith(b"version https://git"):
-            raise BundleError(f"{self._path}: is a Git LFS pointer, not the file itself", "git lfs pull")
+        check_no_pointer(self._path, self._file.read(20))
         self._seek(0)
         header = None
         for field in self._message(size):
@@ -115,7 +100,7 @@ class _Walk:
                 self._initializer(self._bytes(field), names, weights, dtypes)
         # Before version 4 of the format, initializers were listed among the inputs.
         asked = tuple(value for value in inputs if value.name not in names)
-        return Header(asked, tuple(outputs), tuple(weights), frozenset(dtypes))
+        return Header(asked, tuple(outputs), tuple(weights), _precision(dtypes))
 
     def _initializer(self, end: int, names: set[str], weights: dict[str, None], dtypes: set[DType]) -> None:
         for field in self._message(end):
@@ -155,7 +140,7 @@ class _Walk:
             raise self._damaged(f"does not say what shape {name[:40]!r} has")
         return Value(name, _DTYPES[kind], dims)
 
-    def _tensor_type(self, end: int) -> tuple[int, tuple[int | None, ...] | None]:
+    def _tensor_type(self, end: int) -> tuple[int, tuple[Size, ...] | None]:
         kind, dims = 0, None
         for field in self._message(end):  # TypeProto.Tensor: elem_type, shape
             if field.number == 1:
@@ -164,8 +149,8 @@ class _Walk:
                 dims = self._shape(self._bytes(field))
         return kind, dims
 
-    def _shape(self, end: int) -> tuple[int | None, ...]:
-        dims: list[int | None] = []
+    def _shape(self, end: int) -> tuple[Size, ...]:
+        dims: list[Size] = []
         for field in self._message(end):  # TensorShapeProto: dim
             if field.number == 1:
                 size = None

@@ -10,7 +10,7 @@ import click
 from sdrt import bundle as bundles
 from sdrt import verify
 from sdrt.cli import Command, common
-from sdrt.engine import OpenOptions, open_session
+from sdrt.engine import ONNX, OpenOptions, open_session
 from sdrt.errors import BundleError, NumericsError
 
 
@@ -34,9 +34,11 @@ def command(
 
     held = bundles.load(bundle)
     if held.manifest.unhashed():
+        graphs = all(component.artifact.engine == ONNX for component in held.manifest.components.values())
+        command = f"sdrt build {bundle} OUT --engine onnxruntime" if graphs else "sdrt export MODEL OUT"
         raise BundleError(
             f"{bundle}: has no {bundles.MANIFEST}, so there are no hashes and no reference vectors to check it against",
-            f"sdrt build {bundle} OUT --engine onnxruntime makes a bundle that has them",
+            f"{command} makes a bundle that has them",
         )
     total = sum(file.bytes for file in held.manifest.all_files())
     with tqdm(

@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdrt import Pipeline, onnx_header
 from sdrt import bundle as bundles
-from sdrt.bundle import ClipSkip, Work
+from sdrt.bundle import ClipSkip, DimRange, Precision, Work
 from sdrt.engine import BuildOptions
 from sdrt.errors import BuildError, BundleError, InputError
-from sdrt.onnx_header import Header, Value
+from sdrt.header import Header, Value
 from sdrt.tokenizer import special_tokens
 from sdrt_engines.build import build
 from tests.conftest import Cli
+from tests.fuzz.parsers import foreign as written
 
 WIDTH = 8
 BATCH, SEQUENCE = "batch_size", "sequence_length"
@@ -456,11 +457,6 @@ def torch_checkpoint(root: Path) -> None:
     (root / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
 
 
-def openvino(root: Path) -> None:
-    for entry in root.glob("*/model.onnx"):
-        entry.rename(entry.with_name("openvino_model.xml"))
-
-
 def add_input(name: str) -> Callable[[Path], object]:
     value = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
     return change_graph("unet", lambda graph: graph.input.append(value))
@@ -468,9 +464,8 @@ def add_input(name: str) -> Callable[[Path], object]:
 
 REFUSED: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("checkpoint", torch_checkpoint, "is a checkpoint, not a bundle", "sdrt export "),
-    ("OpenVINO", openvino, "is a directory of OpenVINO models; this sdrt reads ONNX", "export onnx"),
     ("transformer", lambda r: (r / "unet").rename(r / "transformer"), "its denoiser is a transformer", "another model"),
-    ("nothing", remove("unet/model.onnx"), "unet/model.onnx is missing", "sdrt export"),
+    ("nothing", remove("unet/model.onnx"), "unet/model.onnx and unet/openvino_model.xml are missing", "sdrt export"),
     ("no decoder", remove("vae_decoder/model.onnx"), "vae_decoder/model.onnx is missing", "export it again"),
     ("no config", remove("unet/config.json"), "unet/config.json: cannot be read", ""),
     ("no scheduler", remove("scheduler/scheduler_config.json"), "scheduler_config.json is missing", "again"),
@@ -590,8 +585,7 @@ def read(path: Path, raw: bytes) -> Header:
 def test_header(tmp_path: Path) -> None:
     header = read(tmp_path / "m", SMALL.SerializeToString())
     assert header == Header(
-        (Value("x", "f32", (None, 4, None)), Value("i", "i64", ())), (Value("y", "f16", (2, 3)),), (),
-        frozenset({"f32", "i64"}),
+        (Value("x", "f32", (None, 4, None)), Value("i", "i64", ())), (Value("y", "f16", (2, 3)),), (), "fp32",
     )  # fmt: skip
     listed = onnx.ModelProto.FromString(SMALL.SerializeToString())
     listed.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [6]))
@@ -697,10 +691,184 @@ def test_weights_that_no_precision_stands_for(tmp_path: Path, kind: int) -> None
         onnx_header.read(tmp_path / "m")
 
 
-def test_a_tokenizer_without_its_vocabulary(make: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("other", ["tokenizer.json", "openvino_tokenizer.xml"])
+def test_a_tokenizer_without_its_vocabulary(make: Callable[..., Path], other: str) -> None:
     root = make()
     (root / "tokenizer" / "vocab.json").unlink()
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    (root / "tokenizer" / other).write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer/vocab\.json is missing") as caught:
         bundles.load(root)
-    assert "beside tokenizer.json" in caught.value.fix
+    assert f"beside {other}" in caught.value.fix
+
+
+# -- OpenVINO IR ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_ir(make: Callable[..., Path]) -> Callable[..., Path]:
+    """``make``, its graphs converted to IR. ``shapes``: those that the U-Net's inputs then get; ``half``: weights."""
+    library = pytest.importorskip("openvino")
+
+    def made(name: str = "ir", *, shapes: dict[str, Any] | None = None, half: bool = False, **more: Any) -> Path:
+        root = make(name, **more)
+        for path in root.glob("*/model.onnx"):
+            model = library.convert_model(path)
+            if shapes is not None and path.parent.name == "unet":
+                model.reshape({key: library.PartialShape(shape) for key, shape in shapes.items()})
+            library.save_model(model, path.with_name("openvino_model.xml"), compress_to_fp16=half)
+            del model
+            for file in path.parent.glob("model.onnx*"):
+                file.unlink()
+        return root
+
+    return made
+
+
+@pytest.mark.parametrize("sdxl", [False, True])
+def test_ir_inferred(make: Callable[..., Path], make_ir: Callable[..., Path], sdxl: bool) -> None:
+    """As from the ONNX graphs, but for engine, files, and the timestep, which the engine takes as float32."""
+    theirs = bundles.load(make(sdxl=sdxl)).manifest
+    root = make_ir(sdxl=sdxl, timestep=(TensorProto.INT64, ["steps"]))
+    facts = bundles.load(root).manifest
+    assert list(facts.components) == list(theirs.components)
+    for name, component in facts.components.items():
+        expected = [str(s).replace("timestep: f32[]", "timestep: f32[B]") for s in theirs.components[name].inputs]
+        assert [str(spec) for spec in component.inputs] == expected
+        assert component.outputs == theirs.components[name].outputs
+        artifact = component.artifact
+        assert (artifact.engine, artifact.precision, artifact.profiles) == ("openvino", "fp32", ())
+        assert [(file.path, file.bytes, file.sha256) for file in artifact.files] == [
+            (f"{name}/{file}", (root / name / file).stat().st_size, None)
+            for file in ("openvino_model.xml", "openvino_model.bin")
+        ]
+    assert facts.facts == {"inferred_from": "model_index.json, config.json files, OpenVINO IR"}
+    assert (facts.text_encoders, facts.denoiser, facts.latents) == (
+        theirs.text_encoders,
+        theirs.denoiser,
+        theirs.latents,
+    )
+
+
+@pytest.mark.parametrize("timestep", [(TensorProto.INT64, ["steps"]), (TensorProto.FLOAT, [])])
+def test_ir_makes_the_same_pictures(
+    make: Callable[..., Path], make_ir: Callable[..., Path], timestep: tuple[Any, list[Any]]
+) -> None:
+    """Timesteps between integers too, which a graph of int64 would round."""
+    cases: list[dict[str, Any]] = [
+        {}, {"width": 128}, {"scheduler": "DPM++ 2M Karras"}, {"scheduler": "Euler", "num_inference_steps": 7}
+    ]  # fmt: skip
+    with Pipeline.from_pretrained(make()) as ours, Pipeline.from_pretrained(make_ir(timestep=timestep)) as theirs:
+        for changes in cases:
+            first, second = (pipe("a lighthouse", **(SETTINGS | changes)).images for pipe in (ours, theirs))
+            assert np.allclose(first, second, atol=1e-5), changes
+
+
+def test_ir_of_sdxl_makes_pictures(make: Callable[..., Path], make_ir: Callable[..., Path]) -> None:
+    assert np.allclose(picture(make_ir(sdxl=True)), picture(make(sdxl=True)), atol=1e-5)
+
+
+def test_ir_in_half_precision(make: Callable[..., Path], make_ir: Callable[..., Path]) -> None:
+    root = make_ir(half=True)
+    assert {c.artifact.precision for c in bundles.load(root).manifest.components.values()} == {"fp16"}
+    assert 0 < np.abs(picture(root) - picture(make())).max() < 5e-3
+
+
+def test_ir_of_fixed_sizes(make: Callable[..., Path], make_ir: Callable[..., Path]) -> None:
+    """One size is a size of the tensor's; least and largest sizes are the artifact's."""
+    fixed = make_ir(shapes={"sample": [2, 4, 8, 8], "encoder_hidden_states": [2, 77, WIDTH]})
+    assert str(bundles.load(fixed).manifest.components["unet"].inputs[0]) == "sample: f32[2,4,8,8]"
+    assert np.allclose(picture(fixed), picture(make()), atol=1e-5)
+    with pytest.raises(InputError, match=r"engine expects f32\[2,4,8,8\]"):
+        picture(fixed, width=128)
+    ranges = make_ir(
+        "ranges", shapes={"sample": [-1, 4, (8, 16), (4, 12)], "encoder_hidden_states": [(1, 2), (1, 77), WIDTH]}
+    )
+    unet = bundles.load(ranges).manifest.components["unet"]
+    assert {s: str(r) for p in unet.artifact.profiles for s, r in p.items()} == {
+        "H": "64..128", "W": "32..96", "B": "1..2", "T": "1..77"
+    }  # fmt: skip
+    assert str(unet.inputs[0]) == "sample: f32[B,4,H/8,W/8]"
+    assert np.allclose(picture(ranges, height=128), picture(make("free"), height=128), atol=1e-5)
+    with pytest.raises(InputError, match=r"unet: this artifact was built for H=64\.\.128, W=32\.\.96"):
+        picture(ranges, width=128)
+
+
+def test_onnx_wins_where_both_are(make: Callable[..., Path], make_ir: Callable[..., Path]) -> None:
+    both = make_ir()
+    for path in make().glob("*/model.onnx"):
+        path.rename(both / path.parent.name / path.name)
+    assert {c.artifact.engine for c in bundles.load(both).manifest.components.values()} == {"onnx"}
+    (both / "unet/model.onnx").unlink()
+    assert {c.artifact.engine for c in bundles.load(both).manifest.components.values()} == {"openvino"}
+
+
+def test_our_ir_without_its_manifest_makes_the_same_picture(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    precisions: dict[str, Precision] = {"unet": "w8", "vae_decoder": "fp16"}
+    out = build(bundle, tmp_path / "out", "openvino", BuildOptions(precision=precisions))
+    expected = picture(out.root, guidance_scale=7.5)
+    (out.root / "sdrt.json").unlink()
+    found = bundles.load(out.root).manifest.components
+    assert {name: c.artifact.precision for name, c in found.items()} == {
+        name: precisions.get(name, "fp32") for name in out.manifest.components
+    }
+    assert np.array_equal(picture(out.root, guidance_scale=7.5), expected)
+
+
+@pytest.fixture
+def written_ir(tmp_path: Path) -> Path:
+    """IR without anything in it but inputs and outputs; needs no openvino."""
+    for path, content in written.IR.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content if isinstance(content, str) else json.dumps(content), encoding="latin-1")
+    return tmp_path
+
+
+def change_ir(old: str, new: str) -> Callable[[Path], object]:
+    def change(root: Path) -> None:
+        path = root / "unet/openvino_model.xml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+IR_REFUSED: list[tuple[str, Callable[[Path], object], str, str]] = [
+    ("no weights", remove("unet/openvino_model.bin"), "unet/openvino_model.bin is missing", "again"),
+    ("no decoder", remove("vae_decoder/openvino_model.xml"), "vae_decoder/openvino_model.xml is missing", "again"),
+    ("no graph", remove("unet/openvino_model.xml"), "unet/model.onnx and unet/openvino_model.xml are missing", "sdrt export"),
+    ("damaged", change_ir("</net>", ""), "is not OpenVINO IR, or is damaged", "again"),
+    ("entities", change_ir("<net ", "<!DOCTYPE net [<!ENTITY a '1'>]><net "), "document type", "again"),
+    ("unknown input", change_ir('names="timestep"', 'names="timestep_cond"'), "has a tensor 'timestep_cond'", "known"),
+    ("another config", put("unet/config.json", cross_attention_dim=9), "is [B,77,32], expected [B,T,9]", "different models"),
+    ("an input twice", change_ir('names="timestep"', 'names="sample"'), "sample has 1 dimensions, expected [B,", ""),
+    ("ranges apart", change_ir('"?,77,32"', '"3..4,77,32"'), "range 3..2..2", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "fix"), [case[1:] for case in IR_REFUSED], ids=[case[0] for case in IR_REFUSED]
+)
+def test_ir_refused(written_ir: Path, damage: Callable[[Path], object], said: str, fix: str) -> None:
+    change_ir('"?,4,?,?"', '"1..2,4,?,?"')(written_ir)
+    assert bundles.load(written_ir).manifest.components["unet"].artifact.profiles == ({"B": DimRange(1, 2, 2)},)
+    damage(written_ir)
+    with pytest.raises(BundleError) as caught:
+        bundles.load(written_ir)
+    assert said in caught.value.message
+    assert fix in caught.value.fix
+    assert str(written_ir) in str(caught.value)
+
+
+def test_commands_on_ir(make_ir: Callable[..., Path], tmp_path: Path, cli: Cli) -> None:
+    root = make_ir()
+    before = state(root)
+    for arguments in (("inspect", root), ("generate", "x", "-m", root, "--steps", "1", "-o", tmp_path / "x.png")):
+        done = cli(*arguments)
+        assert done.returncode == 0, done.stderr
+    done = cli("verify", root)
+    assert "has no sdrt.json, so there are no hashes" in done.stderr
+    assert "fix: sdrt export MODEL OUT makes a bundle that has them" in done.stderr
+    done = cli("build", root, tmp_path / "out", "--engine", "openvino")
+    assert "is built for openvino already; build starts from ONNX" in done.stderr
+    assert state(root) == before

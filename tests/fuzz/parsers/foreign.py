@@ -1,4 +1,4 @@
-"""Directories that optimum wrote, through ``bundle.load``. An input is one object: the path of each file → content.
+"""Directories that optimum wrote, ONNX and OpenVINO IR, through ``bundle.load``. An input is one object: the path of each file → content.
 
 Graphs are written in Latin-1, a letter a byte.
 """
@@ -13,22 +13,30 @@ from typing import Any
 
 from sdrt import bundle
 from tests.fuzz import mutate as mutators
-from tests.fuzz.parsers import checkpoint, onnx_header
+from tests.fuzz.parsers import checkpoint, ir_header, onnx_header
 
 NETWORKS = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
 VAE = checkpoint.GOOD["vae/config.json"]
-GOOD: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     **{path: checkpoint.GOOD[path] for path in ("model_index.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")},
     "vae_decoder/config.json": VAE, "vae_encoder/config.json": VAE, "tokenizer/vocab.json": {}, "tokenizer/merges.txt": "",
     "tokenizer/tokenizer_config.json": checkpoint.GOOD["tokenizer/tokenizer_config.json"],
     "tokenizer/special_tokens_map.json": checkpoint.GOOD["tokenizer/special_tokens_map.json"],
+}  # fmt: skip
+GOOD: dict[str, Any] = {
+    **COMMON,
     **{f"{name}/model.onnx": onnx_header.graph(name).decode("latin-1") for name in NETWORKS},
     **{f"{name}/model.onnx_data": "" for name in NETWORKS},
-}  # fmt: skip
+}
+IR: dict[str, Any] = {
+    **COMMON,
+    **{f"{name}/openvino_model.xml": ir_header.graph(name).decode("latin-1") for name in NETWORKS},
+    **{f"{name}/openvino_model.bin": "" for name in NETWORKS},
+}
 
 
 def seeds() -> list[bytes]:
-    return [json.dumps(GOOD).encode()]
+    return [json.dumps(good).encode() for good in (GOOD, IR)]
 
 
 def monsters() -> list[tuple[str, bytes]]:
@@ -44,18 +52,22 @@ def monsters() -> list[tuple[str, bytes]]:
 
 
 def mutate(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-    good = dict(GOOD)
+    good = dict(rng.choice((GOOD, IR)))
     path = rng.choice(list(good))
     content = good[path]
     if isinstance(content, str):
-        good[path] = mutators.raw_bytes(rng, [content.encode("latin-1")]).decode("latin-1")
+        change = ir_header.mutate if path.endswith(".xml") else mutators.raw_bytes
+        good[path] = change(rng, [content.encode("latin-1")]).decode("latin-1")
     else:
         good[path] = mutators.json_bytes(rng, [json.dumps(content).encode()]).decode("latin-1")
     return json.dumps(good).encode()
 
 
 def feed(data: bytes, folder: Path) -> None:
-    for path, content in json.loads(data).items():
+    files = json.loads(data)
+    for path in (GOOD.keys() | IR.keys()) - files.keys():
+        (folder / path).unlink(missing_ok=True)
+    for path, content in files.items():
         raw = content.encode("latin-1") if isinstance(content, str) else json.dumps(content).encode()
         file = folder / path
         file.parent.mkdir(exist_ok=True)

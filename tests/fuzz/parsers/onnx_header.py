@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdrt import onnx_header
+from sdrt import header, onnx_header
 from tests.fuzz import mutate as mutators
 
 
@@ -87,8 +87,8 @@ def mutate(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
 
 def feed(data: bytes, folder: Path) -> None:
     (folder / "model.onnx").write_bytes(data)
-    header = onnx_header.read(folder / "model.onnx")
-    for held in (*header.inputs, *header.outputs):
-        assert len(held.dims) <= onnx_header.MAX_RANK
-        assert all(dim is None or 0 <= dim < 2**64 for dim in held.dims)
-    assert all(isinstance(name, str) for name in header.weights)
+    found = onnx_header.read(folder / "model.onnx")
+    for held in (*found.inputs, *found.outputs):
+        assert len(held.dims) <= header.MAX_RANK
+        assert all(dim is None or (isinstance(dim, int) and 0 <= dim < 2**64) for dim in held.dims)
+    assert all(isinstance(name, str) for name in found.weights)
