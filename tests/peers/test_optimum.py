@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 MODELS = ("tiny-sd", "sd2-v", "sdxl")  # as the fixture ``models`` names them
 
 FLOOR_DB = 90.0
-"""The bar is 80 dB. Both sides compute in float32 and were seen at 122 dB and more, XL under DDIM at 107 dB; guidance 7.0
+"""The bar is 80 dB. Both sides compute in float32 and were seen at 121 dB and more; guidance 7.0
 for 7.5 scores 48 to 59 dB."""
 
 KARRAS = {"use_karras_sigmas": True}
