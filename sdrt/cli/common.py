@@ -54,7 +54,7 @@ def demo() -> str:
 
 model_option = click.option(
     "-m", "--model", type=click.Path(), default=demo, show_default="demo, which comes with sdrt",
-    help="Bundle, or ONNX directory of optimum's.",
+    help="Bundle, or directory of optimum's: ONNX, OpenVINO.",
 )  # fmt: skip
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the result as JSON; - is standard output."

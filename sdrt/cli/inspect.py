@@ -18,7 +18,7 @@ from sdrt.cli import Command, common
 def command(bundle: str, json_file: str | None) -> None:
     """Show a bundle's components, tensors, sizes, precision and parity with its reference vectors.
 
-    BUNDLE may also be a directory of ONNX models that optimum wrote.
+    BUNDLE may also be a directory of ONNX or OpenVINO models that optimum wrote.
     """
     held = bundles.load(bundle)
     if json_file is not None:

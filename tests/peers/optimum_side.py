@@ -2,8 +2,8 @@
 
     python optimum_side.py JOBS.json
 
-JOBS: a list of {"do": "export", "model", "out"} and {"do": "pictures", "with", "model", "cases", "latents", "out"}. A
-case holds diffusers' arguments, the scheduler as (class, options), and how many latents it takes from the arrays.
+JOBS: a list of {"do": "export", "to", "model", "out"} and {"do": "pictures", "with", "model", "cases", "latents", "out"}.
+A case holds diffusers' arguments, the scheduler as (class, options), and how many latents it takes from the arrays.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 
-def export(model: str, out: str) -> None:
-    """What ``optimum-cli export onnx`` does."""
-    from optimum.exporters.onnx import main_export
+def export(to: str, model: str, out: str) -> None:
+    """What ``optimum-cli export onnx``, or ``openvino``, does."""
+    if to == "openvino":
+        from optimum.exporters.openvino import main_export
 
-    main_export(model, out, task="text-to-image", do_validation=False)
+        main_export(model, out, task="text-to-image")
+    else:
+        from optimum.exporters.onnx import main_export
+
+        main_export(model, out, task="text-to-image", do_validation=False)
 
 
 def pictures(kind: str, model: str, cases: dict[str, dict[str, Any]], latents: str, out: str) -> None:
@@ -28,11 +33,16 @@ def pictures(kind: str, model: str, cases: dict[str, dict[str, Any]], latents: s
     import numpy as np
     import torch
 
+    options: dict[str, Any] = {}
     if kind == "optimum":
         from optimum.onnxruntime import ORTDiffusionPipeline as Pipeline
+    elif kind == "optimum-intel":
+        from optimum.intel import OVDiffusionPipeline as Pipeline
+
+        options = {"export": False, "device": "CPU", "ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
     else:
         from diffusers import DiffusionPipeline as Pipeline
-    pipe = Pipeline.from_pretrained(model)
+    pipe = Pipeline.from_pretrained(model, **options)
     pipe.set_progress_bar_config(disable=True)
     own, given, made = pipe.scheduler, np.load(latents), {}
     for name, case in cases.items():
@@ -56,7 +66,7 @@ def main() -> None:
         do = job.pop("do")
         if do == "export":
             # A process of its own: torch's exporter leaves patched functions behind.
-            code = f"import optimum_side; optimum_side.export({job['model']!r}, {job['out']!r})"
+            code = f"import optimum_side; optimum_side.export({job['to']!r}, {job['model']!r}, {job['out']!r})"
             subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
         else:
             pictures(job.pop("with"), **job)

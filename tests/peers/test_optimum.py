@@ -1,4 +1,4 @@
-"""optimum reads what we write, we read what it writes, and the pictures are the same.
+"""optimum and optimum-intel read what we write, we read what they write, and the pictures are the same.
 
 Needs the peers' environment: python benchmarks/peers/make_env.py DIR, then SDRT_PEERS_ENV=DIR. Their side runs in a
 subprocess (optimum_side.py); arrays are exchanged as .npz.
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 MODELS = ("tiny-sd", "sd2-v", "sdxl")  # as the fixture ``models`` names them
 
 FLOOR_DB = 90.0
-"""The bar is 80 dB. Both sides compute in float32 and were seen at 122 dB and more, XL under DDIM at 107 dB; guidance 7.0
+"""The bar is 80 dB. Both sides compute in float32 and were seen at 121 dB and more; guidance 7.0
 for 7.5 scores 48 to 59 dB."""
 
 KARRAS = {"use_karras_sigmas": True}
@@ -49,7 +49,21 @@ CASES: dict[str, dict[str, Any]] = {
 ODD = {"odd size": {"width": 136, "height": 72, "num_inference_steps": 3, "guidance_scale": 7.5}}
 """Our graphs take any multiple of 8; optimum's take multiples of 64 only."""
 
-CASES, ODD = ({name: COMMON | {"scheduler": None} | case for name, case in cases.items()} for cases in (CASES, ODD))
+FRACTIONAL = {
+    "fractional": {
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 7,
+        "guidance_scale": 7.5,
+        "scheduler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
+    }
+}
+"""Timesteps between integers; optimum-intel hands them over as integers."""
+
+CASES, ODD, FRACTIONAL = (
+    {name: COMMON | {"scheduler": None} | case for name, case in cases.items()} for cases in (CASES, ODD, FRACTIONAL)
+)
+WHOLE = {name: case for name, case in CASES.items() if name != "Euler"}
 SCHEDULERS = {"DDIM", "Euler", "DPM++ 2M Karras"}
 
 
@@ -76,13 +90,14 @@ class Peers:
 
 
 def latents(cases: dict[str, dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Latents that both sides are given, for each case without a seed."""
-    generator = np.random.default_rng(0)
+    """Latents that both sides are given, for each case without a seed, whichever other cases there are."""
     return {
-        name: generator.standard_normal((1, 4, case.get("height", 128) // 8, case.get("width", 128) // 8)).astype(np.float32)
+        name: np.random.default_rng(list(name.encode()))
+        .standard_normal((1, 4, case.get("height", 128) // 8, case.get("width", 128) // 8))
+        .astype(np.float32)
         for name, case in cases.items()
         if "seed" not in case
-    }  # fmt: skip
+    }
 
 
 def ours(root: Path, cases: dict[str, dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -90,7 +105,10 @@ def ours(root: Path, cases: dict[str, dict[str, Any]]) -> dict[str, np.ndarray[A
     made = {}
     with Pipeline.from_pretrained(root) as pipe:
         for name, case in cases.items():
-            scheduler = name if name in SCHEDULERS else None
+            scheduler: str | dict[str, Any] | None = name if name in SCHEDULERS else None
+            if scheduler is None and case["scheduler"] is not None:
+                kind, options = case["scheduler"]
+                scheduler = pipe.scheduler_config | options | {"_class_name": kind}
             arguments = case | {"scheduler": scheduler, "latents": given.get(name), "output_type": "np"}
             made[name] = pipe(arguments.pop("prompt"), **arguments).images
     return made
@@ -109,15 +127,20 @@ def compared(
     checkpoint, bundle = model.checkpoint, model.bundle
     built = folder / "built"
     assert cli("build", bundle, built, "--engine", "onnxruntime").returncode == 0
-    np.savez(folder / "latents.npz", **latents(CASES | ODD))
+    built_ir = folder / "built-ir"
+    assert cli("build", bundle, built_ir, "--engine", "openvino").returncode == 0
+    np.savez(folder / "latents.npz", **latents(CASES | ODD | FRACTIONAL))
     peers = Peers(folder)
-    theirs = folder / "theirs"
-    peers.jobs.append({"do": "export", "model": str(checkpoint), "out": str(theirs)})
+    theirs, theirs_ir = folder / "theirs", folder / "theirs-ir"
+    for to, out in (("onnx", theirs), ("openvino", theirs_ir)):
+        peers.jobs.append({"do": "export", "to": to, "model": str(checkpoint), "out": str(out)})
     for name, kind, path, cases in (
         ("optimum, our ONNX", "optimum", bundle, CASES | ODD),
         ("optimum, our onnxruntime", "optimum", built, CASES | ODD),
         ("optimum, theirs", "optimum", theirs, CASES),
-        ("diffusers", "diffusers", checkpoint, CASES | ODD),
+        ("optimum-intel, our OpenVINO", "optimum-intel", built_ir, WHOLE),
+        ("optimum-intel, theirs", "optimum-intel", theirs_ir, WHOLE),
+        ("diffusers", "diffusers", checkpoint, CASES | ODD | FRACTIONAL),
     ):
         peers.jobs.append({
             "do": "pictures", "with": kind, "model": str(path), "cases": cases, "latents": str(folder / "latents.npz"),
@@ -125,12 +148,14 @@ def compared(
         })  # fmt: skip
     peers.run()
     pictures: Compared = {}
-    for job in peers.jobs[1:]:
+    for job in peers.jobs[2:]:
         with np.load(job["out"]) as file:
             pictures[Path(job["out"]).stem] = dict(file)
     pictures["sdrt, our ONNX"] = ours(bundle, CASES | ODD)
     pictures["sdrt, our onnxruntime"] = ours(built, CASES | ODD)
     pictures["sdrt, theirs"] = ours(theirs, CASES)
+    pictures["sdrt, our OpenVINO"] = ours(built_ir, CASES | ODD | FRACTIONAL)
+    pictures["sdrt, theirs of OpenVINO"] = ours(theirs_ir, WHOLE | FRACTIONAL)
     return folder, pictures
 
 
@@ -140,11 +165,15 @@ def compared(
     ("sdrt, theirs", "optimum, theirs"),
     ("sdrt, our ONNX", "optimum, theirs"),
     ("sdrt, our ONNX", "diffusers"),
+    ("sdrt, our OpenVINO", "optimum-intel, our OpenVINO"),
+    ("sdrt, our OpenVINO", "diffusers"),
+    ("sdrt, theirs of OpenVINO", "optimum-intel, theirs"),
+    ("sdrt, theirs of OpenVINO", "diffusers"),
 ])  # fmt: skip
 def test_same_pictures(compared: tuple[Path, Compared], one: str, other: str) -> None:
     first, second = compared[1][one], compared[1][other]
-    assert set(first) >= set(CASES)
-    assert set(second) >= set(CASES)
+    assert set(first) >= set(WHOLE)
+    assert set(second) >= set(WHOLE)
     names = [name for name in first if name in second]
     if (one, other) == ("sdrt, our ONNX", "optimum, theirs"):
         # optimum's copy of the scheduler's config spells out PNDM's spacing of timesteps, which Euler takes over; by the
