@@ -320,7 +320,8 @@ class OpenVinoSession:
         self._holds_kept = None
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        # OpenVINO shares no array that cannot be written, such as a timestep that was broadcast to a batch.
+        arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in inputs.items()}
         shapes = {name: array.shape for name, array in (self._kept | arrays).items()}
         request = self._request(shapes)
         if self._holds_kept is not request:
