@@ -27,6 +27,11 @@ def parse(text: str, what: str) -> str | dict[str, str]:
     return values
 
 
+def text(value: str | Mapping[str, str]) -> str:
+    """What ``parse`` makes ``value`` of."""
+    return value if isinstance(value, str) else ",".join(f"{name}={each}" for name, each in value.items())
+
+
 def resolve(value: T | Mapping[str, T], components: Iterable[str], default: T, what: str) -> dict[str, T]:
     """The value of each of ``components``: the one given, or the one by its name, else ``default``.
 

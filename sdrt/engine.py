@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import tempfile
 import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrt.bundle import Artifact, Bundle, Component, Precision, TensorSpec, fits, solve
-from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError
+from sdrt.by_component import parse, resolve
+from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, quoted
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -85,7 +87,11 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What is common to opening an artifact with any engine. ``threads``: None leaves the choice to the engine."""
+    """What is common to opening an artifact with any engine.
+
+    threads: None leaves the choice to the engine. cache: a folder, made where missing, in which an engine keeps what it
+    compiled, for the next opening; None for no cache. extra: the engine's own ``-O name=value``.
+    """
 
     threads: int | None = None
     cache: Path | None = None
@@ -118,6 +124,9 @@ class Engine(Protocol):
 
     PRECISIONS: tuple[Precision, ...]
     """What ``build`` can build."""
+
+    CACHES: bool
+    """Whether ``open`` makes use of ``OpenOptions.cache``."""
 
     def devices(self) -> Sequence[Device]:
         """Devices usable here, the default one first. EngineUnavailable, which says why, when there is none."""
@@ -196,8 +205,18 @@ def open_session(
     """Load component ``name`` with ``engine`` (default: the one it was built for) and check every call to it.
 
     Raises BundleError (no such component; the engine cannot open this kind of artifact), EngineUnavailable,
-    DeviceError, InputError (an unknown option).
+    DeviceError, InputError (an unknown option; a cache that the engine has no use for, or that cannot be written).
     """
+    options = options or OpenOptions()
+    component = bundle.component(name)
+    session = opening_engine(bundle, name, engine, options).open(bundle, name, device, options)
+    if any(spec.dtype == "f16" for spec in (*component.inputs, *component.outputs)):
+        session = WidenedSession(session)
+    return CheckedSession(bundle, name, session)
+
+
+def opening_engine(bundle: Bundle, name: str, engine: str | None, options: OpenOptions) -> Engine:
+    """The engine that ``open_session`` opens component ``name`` with; raises what can be told without opening it."""
     component = bundle.component(name)
     built_for = component.artifact.engine
     chosen = engine or default_engine(component)
@@ -211,10 +230,40 @@ def open_session(
     for spec in (*component.inputs, *component.outputs):
         if spec.dtype not in NUMPY_DTYPES:
             raise BundleError(f"{name}: {spec.name} is {spec.dtype}, which numpy does not have")
-    session = module.open(bundle, name, device, options or OpenOptions())
-    if any(spec.dtype == "f16" for spec in (*component.inputs, *component.outputs)):
-        session = WidenedSession(session)
-    return CheckedSession(bundle, name, session)
+    if options.cache is not None:
+        _check_cache(options.cache, chosen, module)
+    return module
+
+
+def _check_cache(folder: Path, name: str, engine: Engine) -> None:
+    """Make the folder for compiled models; InputError unless the engine has use for it, and can write there."""
+    if not engine.CACHES:
+        caching = ", ".join(known for known in engine_names() if find_engine(known).CACHES)
+        raise InputError(f"{name} keeps no compiled models; engines that do: {caching}", "leave the cache out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written, as a cache must be: {error.strerror or error}", "choose another folder"
+        ) from None
+
+
+def devices_by_component(bundle: Bundle, device: str | Mapping[str, str] | None) -> dict[str, str | None]:
+    """The device of each component, None for the engine's default.
+
+    device: one name for all; one by component; or that as a text, ``"unet=gpu,vae_decoder=cpu"``. InputError for
+    another type, or a component that the bundle does not hold.
+    """
+    value: Any = parse(device, "device") if isinstance(device, str) else device
+    names = [*value, *value.values()] if isinstance(value, Mapping) else []
+    if not (value is None or isinstance(value, (str, Mapping))) or not all(isinstance(n, str) for n in names):
+        raise InputError(
+            f"device is {quoted(device)}, expected a name, or names by component",
+            "such as 'cpu', 'unet=gpu,vae_decoder=cpu', or {'unet': 'gpu', 'vae_decoder': 'cpu'}",
+        )
+    return resolve(value, bundle.manifest.components, None, "device")
 
 
 def check_profiles(name: str, component: Component, sizes: Mapping[str, int]) -> None:
@@ -245,11 +294,7 @@ class WidenedSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._half = {spec.name for spec in session.spec.inputs if spec.dtype == "f16"}
-        self.spec = dataclasses.replace(
-            session.spec,
-            inputs=tuple(map(_widened, session.spec.inputs)),
-            outputs=tuple(map(_widened, session.spec.outputs)),
-        )
+        self.spec = widened(session.spec)
 
     def bind(self, **constants: Array) -> None:
         self._session.bind(**self._rounded(constants))
@@ -264,6 +309,12 @@ class WidenedSession:
     def _rounded(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         with np.errstate(over="ignore"):  # infinity then, which the checks for finite outputs find
             return {name: a.astype(np.float16) if name in self._half else a for name, a in inputs.items()}
+
+
+def widened(component: Component) -> Component:
+    """The component as its session shows it: what is float16 at its border is float32."""
+    inputs, outputs = (tuple(map(_widened, specs)) for specs in (component.inputs, component.outputs))
+    return dataclasses.replace(component, inputs=inputs, outputs=outputs)
 
 
 def _widened(spec: TensorSpec) -> TensorSpec:

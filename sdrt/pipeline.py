@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -16,13 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrt import bundle as bundles
-from sdrt import image, schedulers
+from sdrt import by_component, image, schedulers
 from sdrt.bundle import Bundle, TensorSpec
-from sdrt.engine import NUMPY_DTYPES, OpenOptions, Session, check_profiles, open_session
+from sdrt.engine import (
+    NUMPY_DTYPES,
+    OpenOptions,
+    Session,
+    check_profiles,
+    devices_by_component,
+    open_session,
+    opening_engine,
+    widened,
+)
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
 from sdrt.noise import TorchGenerator, initial_latents
 from sdrt.prompt import TextConditioner
 from sdrt.request import Arguments, GenerationRequest
+from sdrt.sessions import Clock, Kept, OneAtATime, Sessions, closed
 
 logger = logging.getLogger("sdrt")
 
@@ -56,8 +67,10 @@ class Timings:
 
     vae_encoder is 0.0 without an initial picture, vae_decoder 0.0 for ``"latent"``. steps holds whole steps, one entry
     a network call; network is what the denoiser's session took of each. post: from the decoder's sample to pictures.
-    total is more than the sum: waiting for the turn, opening the VAE's encoder at its first use, handing the denoiser
-    its constants, drawing noise, and what the caller does between steps belong to no stage.
+    load: opening components within the generation, and releasing them (all of them with low_memory; else the VAE's
+    encoder, at its first use); 0.0 where none was. total is more than the sum: waiting for the turn, handing the
+    denoiser its constants, drawing noise, and what the caller does between steps (previews, with what they load) belong
+    to no stage.
     """
 
     tokenize: float
@@ -67,6 +80,7 @@ class Timings:
     network: tuple[float, ...]
     vae_decoder: float
     post: float
+    load: float
     total: float
 
     @property
@@ -92,11 +106,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a pipeline was asked to be opened with (see ``Pipeline.from_pretrained``)."""
+    """What a pipeline was asked to be opened with (see ``Pipeline.from_pretrained``); devices as one text."""
 
     engine: str | None = None
     device: str | None = None
     options: OpenOptions = field(default_factory=OpenOptions)
+    low_memory: bool = False
 
 
 @dataclass
@@ -105,7 +120,8 @@ class _Run:
 
     size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). sampler: the scheduler's name. tokens:
     token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). ticks: the
-    timestep of each step to come, as the network takes it. What comes after is as in Timings, and is filled on the way.
+    timestep of each step to come, as the network takes it. What comes after is as in Timings, and is filled on the way
+    (load: by opening and release).
     """
 
     request: GenerationRequest
@@ -122,42 +138,54 @@ class _Run:
     vae_encoder: float = 0.0
     steps: list[float] = field(default_factory=list)
     network: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
 
 
 class Pipeline:
     """A bundle, loaded: one session a component. Threads may share it; their generations take turns.
+
+    sessions: those that are open, by component.
 
     with Pipeline.from_pretrained("bundle") as pipe:
         pipe("a lighthouse", seed=1).images[0].save("lighthouse.png")
     """
 
     def __init__(
-        self, bundle: Bundle, sessions: dict[str, Session], opener: Callable[[str], Session] | None = None
-    ) -> None:
-        """``opener`` loads, by name, a component that only some tasks need, when the first of them comes."""
+        self, bundle: Bundle, sessions: dict[str, Session], opener: Callable[[str], Session] | None = None,
+        *, low_memory: bool = False,
+    ) -> None:  # fmt: skip
+        """``opener`` loads, by name, a component when it is first needed; with ``low_memory`` each time."""
         self.bundle = bundle
         self.sessions = sessions
         self.opening = Opening()
-        self._opener = opener
+        self._loaded: Sessions = (OneAtATime if low_memory else Kept)(sessions, opener or _no_opener)
         facts = bundle.manifest
-        self._text = TextConditioner(bundle, sessions)
+        self._text = TextConditioner(bundle)
         self.scheduler_config: dict[str, Any] = schedulers.read_config(bundle.path(facts.scheduler))
         self._turn = threading.Lock()
-        self._sessions_lock = threading.Lock()  # a session is opened by a generation, and closed from any thread
         self._turn_owner: int | None = None
         self._cancelled = threading.Event()
         self._closed = False
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, engine: str | None = None, device: str | None = None, *, threads: int | None = None,
-        options: Mapping[str, str] | None = None,
+        cls, path: str | Path, engine: str | None = None, device: str | Mapping[str, str] | None = None,
+        *, threads: int | None = None, options: Mapping[str, str] | None = None, cache: str | Path | None = None,
+        low_memory: bool = False,
     ) -> Pipeline:  # fmt: skip
         """Load a bundle.
 
         engine: None for the one it was built for (ONNX Runtime for an ONNX bundle). device: the engine's own name for
-        it, None for its default; never another than asked for. threads: compute threads, None for the engine's
-        choice. options: the engine's own, ``{"name": "value"}``.
+        it, None for its default; never another than asked for. Or names by component, ``{"unet": "gpu"}`` or
+        ``"unet=gpu,vae_decoder=cpu"``; the others run on the default. threads: compute threads, None for the engine's
+        choice. options: the engine's own, ``{"name": "value"}``. cache: a folder for what the engine compiles, so that
+        the next opening is faster; not every engine has use for one.
+
+        low_memory: load nothing now. Each generation loads, runs and releases the text encoders, the VAE's encoder, the
+        denoiser and the VAE's decoder in turn, so that never two networks are in memory; the pictures are the same.
+        ``Timings.load`` is what that took. A preview (``decode`` while steps are to come) releases the denoiser, and
+        the next step loads it again. What only loading can tell, such as an unknown device or option, is raised by the
+        first generation.
 
         Raises BundleError, EngineUnavailable, DeviceError, InputError.
         """
@@ -169,21 +197,29 @@ class Pipeline:
             isinstance(options, Mapping) and all(isinstance(text, str) for item in options.items() for text in item)
         ):
             raise InputError("options must map names to texts, such as {'arena': 'false'}")
+        if cache is not None and not isinstance(cache, (str, Path)):
+            raise InputError(f"cache is {type(cache).__name__}, expected a folder")
         bundle = bundles.load(path)
         facts = bundle.manifest
         _check_sources(bundle)
         started = time.perf_counter()
         sessions: dict[str, Session] = {}
-        opening = OpenOptions(threads=threads, extra=dict(options or {}))
+        opening = OpenOptions(threads, None if cache is None else Path(cache), dict(options or {}))
+        devices = devices_by_component(bundle, device)
 
         def opener(name: str) -> Session:
-            return open_session(bundle, name, engine=engine, device=device, options=opening)
+            return open_session(bundle, name, engine=engine, device=devices.get(name), options=opening)
 
         try:
             for name in (*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"):
-                sessions[name] = opener(name)
-            pipeline = cls(bundle, sessions, opener)
-            pipeline.opening = Opening(engine, device, opening)
+                if low_memory:
+                    opening_engine(bundle, name, engine, opening).devices()
+                else:
+                    sessions[name] = opener(name)
+            pipeline = cls(bundle, sessions, opener, low_memory=low_memory)
+            pipeline.opening = Opening(
+                engine, None if device is None else by_component.text(device), opening, low_memory
+            )
         except BaseException:
             for session in sessions.values():
                 session.close()
@@ -220,10 +256,10 @@ class Pipeline:
             if bar is not None:
                 bar(step)
         assert step is not None, "a scheduler makes at least one call"
-        images, vae_decoder, post = self._decode(step.latents, request.output_type)
+        images, vae_decoder, post = self._decode(step.latents, request.output_type, run.load.append)
         timings = Timings(
             run.tokenize, run.text_encoder, run.vae_encoder, tuple(run.steps), tuple(run.network), vae_decoder, post,
-            total=time.perf_counter() - started,
+            load=math.fsum(run.load), total=time.perf_counter() - started,
         )  # fmt: skip
         guidance_scale = run.request.guidance_scale
         assert guidance_scale is not None, "_prepare gave the model's own"
@@ -241,12 +277,15 @@ class Pipeline:
         return self._steps(self._prepare(GenerationRequest.make(prompt, **arguments)), None)
 
     def decode(self, latents: Array, output_type: str = "pil") -> Any:
-        """latents f32[B,C,h,w] → "pil": list of pictures; "np": f32[B,H,W,3] in [0,1]; "latent": the latents."""
+        """latents f32[B,C,h,w] → "pil": list of pictures; "np": f32[B,H,W,3] in [0,1]; "latent": the latents.
+
+        Works in callbacks and beside a stream, too. A low_memory pipeline loads its decoder for it, and releases it.
+        """
         if output_type not in ("pil", "np", "latent"):
             raise InputError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'latent'")
         if not isinstance(latents, np.ndarray):
             raise InputError(f"latents is {type(latents).__name__}, expected float32[B,C,h,w]")
-        return self._decode(latents, output_type)[0]
+        return self._decode(latents, output_type, lambda _: None)[0]
 
     def cancel(self) -> None:
         """Stop the generation that is running, from any thread: it raises Cancelled before its next step."""
@@ -254,10 +293,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the sessions; the pipeline cannot be used any more."""
-        with self._sessions_lock:
-            self._closed = True
-            for session in self.sessions.values():
-                session.close()
+        self._closed = True
+        self._loaded.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -272,7 +309,7 @@ class Pipeline:
     def _prepare(self, request: GenerationRequest) -> _Run:
         """Everything about a request that can be refused before anything is computed."""
         if self._closed:
-            raise _closed()
+            raise closed()
         request = request.with_guidance(self.bundle.manifest.guidance_scale)
         space = self.bundle.manifest.latents
         size = request.size((space.default_width, space.default_height), space.downscale)
@@ -300,7 +337,7 @@ class Pipeline:
     def _ticks(self, request: GenerationRequest, scheduler: schedulers.Scheduler) -> list[Array]:
         """The timesteps of a generation as the network takes them; InputError for one that it cannot take."""
         facts = self.bundle.manifest.denoiser
-        inputs = self.sessions[facts.component].spec.inputs
+        inputs = widened(self.bundle.component(facts.component)).inputs
         clock = next((spec for spec in inputs if facts.inputs[spec.name] == ("timestep",)), None)
         batch = len(request.prompts) * (1 + request.guided)
         return [_timestep(float(timestep), clock, batch) for timestep in scheduler.timesteps[request.begin() :]]
@@ -336,23 +373,18 @@ class Pipeline:
                     yield step
                     self._turn_owner = threading.get_ident()  # a stream may be driven on by another thread
             finally:
+                self._loaded.release(self.bundle.manifest.denoiser.component)  # a stream may end before its last step
                 self._turn_owner = None
 
     def _denoise(self, run: _Run, callback: Callback | None) -> Iterator[Step]:
         request, scheduler, facts = run.request, run.scheduler, self.bundle.manifest.denoiser
-        unet = self.sessions[facts.component]
         pictures = len(request.prompts)
-        # The negative prompt goes through the text encoder's full depth, as in diffusers.
-        skips = [0] * pictures * (request.guided and not run.zeros) + [request.clip_skip] * pictures
-        started = time.perf_counter()
-        sources: dict[str, Any] = dict(self._text.encode(run.tokens, skips))
-        run.text_encoder = time.perf_counter() - started
+        sources: dict[str, Any] = self._condition(run)
         if request.guided and run.zeros:
             sources = {name: np.concatenate([np.zeros_like(array), array]) for name, array in sources.items()}
         sources["time_ids"] = np.tile(_time_ids(request, run.size), (pictures * (1 + request.guided), 1))
-        constant = {name: s for name, s in facts.inputs.items() if not {"latents", "timestep"} & set(s)}
-        unet.bind(**{name: _join(sources, names) for name, names in constant.items()})
-        changing = {name: s for name, s in facts.inputs.items() if name not in constant}
+        changing = {name: s for name, s in facts.inputs.items() if {"latents", "timestep"} & set(s)}
+        constant = {name: _join(sources, s) for name, s in facts.inputs.items() if name not in changing}
 
         generators = [TorchGenerator(seed) for seed in run.seeds]
         begin = request.begin()
@@ -366,78 +398,93 @@ class Pipeline:
         timesteps = [float(timestep) for timestep in scheduler.timesteps[begin:]]
         total = len(timesteps)
         step: Step | None = None
+        bound: Session | None = None
 
         for i, timestep in enumerate(timesteps, begin):
-            started = time.perf_counter()
             if self._cancelled.is_set():
                 raise Cancelled(f"cancelled before step {i - begin + 1} of {total}", step=step)
-            scaled = scheduler.scale(latents, i)
-            sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
-            sources["timestep"] = run.ticks[i - begin]
-            inputs = {name: _join(sources, names) for name, names in changing.items()}
-            called = time.perf_counter()
-            pred = unet.run(**inputs)[facts.output]
-            run.network.append(time.perf_counter() - called)
-            if request.guided:
-                negative, positive = pred[:pictures], pred[pictures:]
-                pred = negative + scale * (positive - negative)
-            _check_finite(pred, facts.component, "step %d of %d (timestep %g)", i - begin + 1, total, timestep)
-            latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
-            # Copies: what the caller does with them is not the solver's history.
-            shown, x0 = latents.copy(), x0.copy()
-            run.steps.append(time.perf_counter() - started)
+            last = i + 1 == begin + total
+            with self._loaded.use(facts.component, run.load.append, keep=not last) as unet:
+                if bound is not unet:  # the first step, or one after a preview that took the denoiser's place
+                    unet.bind(**constant)
+                    bound = unet
+                started = time.perf_counter()
+                scaled = scheduler.scale(latents, i)
+                sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
+                sources["timestep"] = run.ticks[i - begin]
+                inputs = {name: _join(sources, names) for name, names in changing.items()}
+                called = time.perf_counter()
+                pred = unet.run(**inputs)[facts.output]
+                run.network.append(time.perf_counter() - called)
+                if request.guided:
+                    negative, positive = pred[:pictures], pred[pictures:]
+                    pred = negative + scale * (positive - negative)
+                _check_finite(pred, facts.component, "step %d of %d (timestep %g)", i - begin + 1, total, timestep)
+                latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
+                # Copies: what the caller does with them is not the solver's history.
+                shown, x0 = latents.copy(), x0.copy()
+                run.steps.append(time.perf_counter() - started)
             step = Step(i - begin, total, timestep, shown, x0, run.steps[-1])
             if callback is not None:
                 step = self._called_back(callback, step)
                 latents = step.latents
             yield step
 
+    def _condition(self, run: _Run) -> dict[str, Any]:
+        """What the prompts feed the denoiser with, by source."""
+        request = run.request
+        pictures = len(request.prompts)
+        # The negative prompt goes through the text encoder's full depth, as in diffusers.
+        skips = [0] * pictures * (request.guided and not run.zeros) + [request.clip_skip] * pictures
+        parts = []
+        for encoder, tokens in zip(self._text.encoders, run.tokens, strict=True):
+            with self._loaded.use(encoder.spec.component, run.load.append) as session:
+                started = time.perf_counter()
+                parts.append(encoder.encode(session, tokens, skips))
+                run.text_encoder += time.perf_counter() - started
+        started = time.perf_counter()
+        sources = self._text.join(parts)
+        run.text_encoder += time.perf_counter() - started
+        return sources
+
     def _encode(self, run: _Run, generators: Sequence[TorchGenerator]) -> Array:
         """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
-        request, space, session = run.request, self.bundle.manifest.latents, self._session("vae_encoder")
-        started = time.perf_counter()
-        moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
-        latents = []
-        for picture, generator in zip(request.pictures, generators, strict=True):
-            if id(picture) not in moments:
-                sample = image.to_sample(picture, run.size)
-                encoded = session.run(**{session.spec.inputs[0].name: sample})[session.spec.outputs[0].name]
-                _check_finite(encoded, "vae_encoder", "the picture's latents")
-                moments[id(picture)] = encoded
-            mean, log_variance = np.split(moments[id(picture)], 2, axis=1)
-            z = mean
-            if request.sample_mode == "sample":
-                deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30.0, 20.0))
-                z = mean + deviation * generator.randn(mean.shape)
-            latents.append((z - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
-        x0 = np.concatenate(latents)
-        run.vae_encoder = time.perf_counter() - started
+        request, space = run.request, self.bundle.manifest.latents
+        with self._loaded.use("vae_encoder", run.load.append) as session:
+            started = time.perf_counter()
+            moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
+            latents = []
+            for picture, generator in zip(request.pictures, generators, strict=True):
+                if id(picture) not in moments:
+                    sample = image.to_sample(picture, run.size)
+                    encoded = session.run(**{session.spec.inputs[0].name: sample})[session.spec.outputs[0].name]
+                    _check_finite(encoded, "vae_encoder", "the picture's latents")
+                    moments[id(picture)] = encoded
+                mean, log_variance = np.split(moments[id(picture)], 2, axis=1)
+                z = mean
+                if request.sample_mode == "sample":
+                    deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30.0, 20.0))
+                    z = mean + deviation * generator.randn(mean.shape)
+                latents.append((z - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
+            x0 = np.concatenate(latents)
+            run.vae_encoder = time.perf_counter() - started
         return x0
 
-    def _decode(self, latents: Array, output_type: str) -> tuple[Any, float, float]:
+    def _decode(self, latents: Array, output_type: str, timed: Clock) -> tuple[Any, float, float]:
         """What ``decode`` returns, and the seconds of the decoder and of making pictures of its sample."""
         if output_type == "latent":
             return latents, 0.0, 0.0
+        space = self.bundle.manifest.latents
+        with self._loaded.use("vae_decoder", timed) as session:
+            started = time.perf_counter()
+            z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
+            sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]
+            vae_decoder = time.perf_counter() - started
         started = time.perf_counter()
-        space, session = self.bundle.manifest.latents, self.sessions["vae_decoder"]
-        z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
-        sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]
-        decoded = time.perf_counter()
         _check_finite(sample, "vae_decoder", "the picture")
         pictures = image.from_sample(sample)
         images = image.to_pil(pictures) if output_type == "pil" else pictures
-        return images, decoded - started, time.perf_counter() - decoded
-
-    def _session(self, name: str) -> Session:
-        """The session of a component that only some tasks need, opened at the first use."""
-        with self._sessions_lock:
-            if self._closed:
-                raise _closed()
-            if name not in self.sessions:
-                if self._opener is None:
-                    raise InputError(f"this pipeline was made without a session of {name}", "Pipeline.from_pretrained")
-                self.sessions[name] = self._opener(name)
-            return self.sessions[name]
+        return images, vae_decoder, time.perf_counter() - started
 
     def _called_back(self, callback: Callback, step: Step) -> Step:
         try:
@@ -456,8 +503,8 @@ class Pipeline:
         return replace(step, latents=latents)
 
 
-def _closed() -> InputError:
-    return InputError("the pipeline is closed", "load it again with Pipeline.from_pretrained")
+def _no_opener(name: str) -> Session:
+    raise InputError(f"this pipeline was made without a session of {name}", "Pipeline.from_pretrained")
 
 
 def _check_sources(bundle: Bundle) -> None:

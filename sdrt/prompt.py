@@ -23,28 +23,28 @@ class PromptTruncated(UserWarning):
 
 
 class PromptEncoder:
-    """One text encoder of the bundle: its tokenizer, its session, its facts."""
+    """One text encoder of the bundle: its tokenizer and its facts."""
 
-    def __init__(self, bundle: Bundle, spec: TextEncoder, session: Session) -> None:
+    def __init__(self, bundle: Bundle, spec: TextEncoder) -> None:
         self.spec = spec
-        self.session = session
+        component = bundle.component(spec.component)
         special = tuple(dict.fromkeys((spec.bos_token, spec.eos_token, spec.pad_token)))
         self.tokenizer = ClipTokenizer.load(bundle.path(spec.tokenizer), special)
         self._constants: dict[str, NDArray[np.float32]] = {}
-        constants = session.spec.constants
+        constants = component.constants
         if spec.clip_skip is not None and spec.clip_skip.epsilon is not None and constants is not None:
             self._constants = read_arrays(bundle, constants.path)
             if lacking := {spec.clip_skip.weight, spec.clip_skip.bias} - set(self._constants):
                 raise BundleError(f"{constants.path}: has no array {min(lacking)!r}", f"sdrt verify {bundle.root}")
-            width = next(o for o in session.spec.outputs if o.name == spec.hidden_states).shape[-1]
+            width = next(o for o in component.outputs if o.name == spec.hidden_states).shape[-1]
             for name, array in self._constants.items():
                 if array.shape != (width,):
                     raise BundleError(
                         f"{constants.path}: {name} has shape {array.shape}, expected ({width},)",
                         f"sdrt verify {bundle.root}",
                     )
-        self._dtype = NUMPY_DTYPES[session.spec.inputs[0].dtype]
-        self._input = session.spec.inputs[0].name
+        self._dtype = NUMPY_DTYPES[component.inputs[0].dtype]
+        self._input = component.inputs[0].name
 
     def tokenize(self, text: str, *, truncate: bool = False, name: str = "prompt") -> list[int]:
         """Start, the text's tokens, end, padding: ``max_length`` ids.
@@ -78,11 +78,16 @@ class PromptEncoder:
         lost = " ".join(words[low:])
         return lost if len(lost) <= 80 else lost[:77] + "..."
 
-    def encode(self, tokens: Sequence[Sequence[int]], clip_skips: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]; one clip-skip a text."""
+    def encode(
+        self, session: Session, tokens: Sequence[Sequence[int]], clip_skips: Sequence[int]
+    ) -> dict[str, NDArray[Any]]:
+        """``hidden_states`` f32[B,T,C] and, where the bundle names one, ``pooled`` f32[B,D]; one clip-skip a text.
+
+        session: this text encoder's. NumericsError for NaN.
+        """
         texts = [tuple(ids) for ids in tokens]
         unique = list(dict.fromkeys(texts))  # the same text twice is computed once
-        outputs = self.session.run(**{self._input: np.array(unique, self._dtype)})
+        outputs = session.run(**{self._input: np.array(unique, self._dtype)})
         rows = [unique.index(text) for text in texts]
         hidden = outputs[self.spec.hidden_states][rows]
         for i, (row, skip) in enumerate(zip(rows, clip_skips, strict=True)):
@@ -125,9 +130,8 @@ class PromptEncoder:
 class TextConditioner:
     """All text encoders of a bundle as one: hidden states side by side along features, the last pooled vector."""
 
-    def __init__(self, bundle: Bundle, sessions: dict[str, Session]) -> None:
-        specs = bundle.manifest.text_encoders
-        self.encoders = [PromptEncoder(bundle, spec, sessions[spec.component]) for spec in specs]
+    def __init__(self, bundle: Bundle) -> None:
+        self.encoders = [PromptEncoder(bundle, spec) for spec in bundle.manifest.text_encoders]
 
     def tokenize(self, texts: Mapping[str, Sequence[str]], *, clip_skip: int, truncate: bool) -> list[list[list[int]]]:
         """Token ids by text encoder, by text; ``texts`` are given by what they are called.
@@ -145,12 +149,9 @@ class TextConditioner:
             for encoder in self.encoders
         ]
 
-    def encode(self, tokens: list[list[list[int]]], clip_skips: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Sources of the denoiser: ``text.hidden_states`` f32[B,T,C], ``text.pooled`` f32[B,D]; one text a picture.
-
-        NumericsError for NaN.
-        """
-        parts = [encoder.encode(ids, clip_skips) for encoder, ids in zip(self.encoders, tokens, strict=True)]
+    def join(self, parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """What each encoder gave, one after another, as sources of the denoiser: ``text.hidden_states`` f32[B,T,C],
+        ``text.pooled`` f32[B,D]."""
         arrays = {"text.hidden_states": np.concatenate([part["hidden_states"] for part in parts], axis=-1)}
         pooled = [part["pooled"] for part in parts if "pooled" in part]
         if pooled:

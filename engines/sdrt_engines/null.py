@@ -20,6 +20,7 @@ from sdrt_engines.graph.shapes import profiles
 OPENS = ("*",)
 INSTALL = "nothing to install"
 PRECISIONS = get_args(Precision)
+CACHES = False
 
 
 @dataclass(frozen=True)

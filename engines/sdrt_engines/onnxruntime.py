@@ -39,6 +39,7 @@ from sdrt_engines.graph.winograd import winograd
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
+CACHES = False
 
 
 @dataclass(frozen=True)

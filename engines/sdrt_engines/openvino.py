@@ -25,6 +25,7 @@ from sdrt.bundle import MANIFEST, Artifact, Bundle, Component, Precision, record
 from sdrt.engine import NUMPY_DTYPES, ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
 from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
 from sdrt_engines import openvino_tokenizer
+from sdrt_engines.checked_cache import checked
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import profiles
@@ -36,6 +37,7 @@ logger = logging.getLogger("sdrt")
 OPENS = ("openvino",)
 INSTALL = "pip install 'sdrt[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
+CACHES = True
 
 MODEL = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
@@ -263,7 +265,9 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
             raise InputError(f"openvino: threads are for the cpu, the device is {chosen}", "leave them out")
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache is not None:
-        settings["CACHE_DIR"] = str(options.cache)
+        # With weights from the bundle: what is left in the cache is a few megabytes, whose hashes cost nothing.
+        weights = bundle.path(artifact.files[1].path)
+        settings |= {"CACHE_DIR": str(options.cache), "CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(weights)}
     return OpenVinoSession(bundle, name, chosen, settings, own)
 
 
@@ -322,7 +326,7 @@ class OpenVinoSession:
         self._holds_kept = None
 
     def run(self, **inputs: Array) -> dict[str, Array]:
-        # OpenVINO takes no read-only array, though it writes into none.
+        # OpenVINO shares no array that cannot be written, such as a timestep that was broadcast to a batch.
         arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in inputs.items()}
         shapes = {name: array.shape for name, array in (self._kept | arrays).items()}
         request = self._request(shapes)
@@ -364,7 +368,8 @@ class OpenVinoSession:
         try:
             if shapes is not None:
                 self._model.reshape({name: list(shape) for name, shape in shapes.items()})
-            compiled = _core().compile_model(self._model, self._device.upper(), dict(self._settings))
+            with checked(self._settings.get("CACHE_DIR")):
+                compiled = _core().compile_model(self._model, self._device.upper(), dict(self._settings))
         except RuntimeError as error:
             raise DeviceError(
                 f"{self.name}: openvino {_library().__version__} cannot compile for {self._device}: {error}",

@@ -8,7 +8,7 @@ from sdrt.bench.report import Comparison, Report, Settings, Variant
 from sdrt.bench.statistics import compare_stages
 from sdrt.errors import InputError
 
-JUDGED = ("text_encoder", "vae_encoder", "step", "network", "host", "vae_decoder", "total")
+JUDGED = ("text_encoder", "vae_encoder", "step", "network", "host", "vae_decoder", "load", "total")
 """Stages that a comparison speaks about; ``step`` only where one of the two cannot tell its network apart."""
 
 LEAST = 0.01

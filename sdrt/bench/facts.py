@@ -32,6 +32,11 @@ def files(bundle: Bundle) -> tuple[Path, ...]:
     )
 
 
+def cached(folder: str | None) -> tuple[Path, ...]:
+    """The files that a cache of compiled models holds by now."""
+    return tuple(path for path in Path(folder).rglob("*") if path.is_file()) if folder is not None else ()
+
+
 def devices(bundle: Bundle, engine: str | None) -> dict[str, dict[str, str]]:
     """Engine → device → what it is, for the engines that open the bundle; what cannot be used here is left out."""
     found = {}

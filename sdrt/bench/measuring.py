@@ -85,7 +85,8 @@ def _settings(pipe: Pipeline, request: GenerationRequest) -> Settings:
         negative_prompt=None if request.negative_prompt is None else request.negative_prompts[0],
         seed=request.seed or 0,
         engine=pipe.opening.engine, device=pipe.opening.device, threads=pipe.opening.options.threads,
-        options=pipe.opening.options.extra,
+        options=pipe.opening.options.extra, low_memory=pipe.opening.low_memory,
+        cache=None if pipe.opening.options.cache is None else str(pipe.opening.options.cache),
     )  # fmt: skip
 
 

@@ -24,18 +24,20 @@ FORMAT = "sdrt-bench"
 VERSION = 1
 
 STAGES = (
-    "tokenize", "text_encoder", "vae_encoder", "step", "network", "host", "vae_decoder", "post", "other", "total"
+    "tokenize", "text_encoder", "vae_encoder", "step", "network", "host", "vae_decoder", "post", "load", "other",
+    "total",
 )  # fmt: skip
 """Stages of one batch of pictures, in their order. ``step`` is one step of the loop: ``network`` (the denoiser's call)
-and ``host`` (the rest of it), for each of the three the median over a picture's steps. ``other`` is what of ``total``
-no stage holds: drawing noise, and the time between steps."""
+and ``host`` (the rest of it), for each of the three the median over a picture's steps. ``load`` is loading within the
+batch. ``other`` is what of ``total`` no stage holds: drawing noise, and the time between steps."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What was run. Sizes in pixels; ``batch`` counts pictures; ``threads``: None leaves it to the engine.
 
-    runner: ``sdrt``, or a peer's name. streams: batches at the same time.
+    runner: ``sdrt``, or a peer's name. device: one for all, or by component (``unet=gpu,vae_decoder=cpu``). streams:
+    batches at the same time. cache, low_memory: as in ``Pipeline.from_pretrained``.
     """
 
     model: str
@@ -54,6 +56,8 @@ class Settings:
     negative_prompt: str | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    cache: str | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Sample:
     vae_encoder: float | None = None
     vae_decoder: float | None = None
     post: float | None = None
+    load: float | None = None
 
     def __post_init__(self) -> None:
         if not self.total > 0 or not self.wall > 0:
@@ -88,7 +93,8 @@ class Sample:
         """Seconds by stage (see ``STAGES``), for those that are known."""
         found: dict[str, float | None] = {
             "tokenize": self.tokenize, "text_encoder": self.text_encoder, "vae_encoder": self.vae_encoder or None,
-            "vae_decoder": self.vae_decoder or None, "post": self.post or None, "total": self.total,
+            "vae_decoder": self.vae_decoder or None, "post": self.post or None,
+            "load": self.load or None, "total": self.total,
         }  # fmt: skip
         parts = [seconds for name, seconds in found.items() if name != "total" and seconds is not None]
         if self.steps:

@@ -10,7 +10,7 @@ from sdrt.bench.machine import measure
 from sdrt.bench.report import Rates, Roof, Settings
 from sdrt.bench.statistics import Summary
 from sdrt.bundle import Bundle, Work
-from sdrt.engine import ONNX, default_engine
+from sdrt.engine import ONNX, default_engine, devices_by_component
 from sdrt.errors import SdrtError
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "w8": 4, "w6": 4, "w4": 4}
@@ -29,13 +29,14 @@ def rates(bundle: Bundle, settings: Settings, known: Measured) -> tuple[Rates | 
     """
     component = bundle.component(bundle.manifest.denoiser.component)
     engine, precision = settings.engine or default_engine(component), component.artifact.precision
-    key = (engine, settings.device, precision, settings.threads, *sorted(settings.options.items()))
+    device = devices_by_component(bundle, settings.device)[bundle.manifest.denoiser.component]
+    key = (engine, device, precision, settings.threads, *sorted(settings.options.items()))
     if key not in known:
-        known[key] = _rates(engine, precision, settings)
+        known[key] = _rates(engine, device, precision, settings)
     return known[key]
 
 
-def _rates(engine: str, precision: str, settings: Settings) -> tuple[Rates | None, list[str]]:
+def _rates(engine: str, device: str | None, precision: str, settings: Settings) -> tuple[Rates | None, list[str]]:
     try:
         machine = measure(settings.threads)
     except SdrtError as error:  # by now everything else is measured, and worth keeping
@@ -43,7 +44,7 @@ def _rates(engine: str, precision: str, settings: Settings) -> tuple[Rates | Non
     flops, missing = {"sgemm": machine["sgemm"]}, []
     try:
         probe: Any = importlib.import_module("sdrt_engines.probe")
-        flops |= probe.rates(engine, settings.device, precision, settings.threads, dict(settings.options))
+        flops |= probe.rates(engine, device, precision, settings.threads, dict(settings.options))
     except (ImportError, SdrtError) as error:
         missing.append(f"what the engine does at best was not measured: {error}")
     return Rates(flops, machine["bandwidth"]), missing

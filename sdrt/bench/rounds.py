@@ -49,8 +49,10 @@ class Plan:
     def loading(self) -> dict[str, Any]:
         """The line of the protocol that loads."""
         s = self.settings
-        return {"do": "load", "model": s.model, "engine": s.engine, "device": s.device, "threads": s.threads,
+        line = {"do": "load", "model": s.model, "engine": s.engine, "device": s.device, "threads": s.threads,
                 "options": dict(s.options), "streams": s.streams}  # fmt: skip
+        asked = {"cache": s.cache, "low_memory": s.low_memory}  # peers need not know what nobody asks for
+        return line | {name: value for name, value in asked.items() if value}
 
     def running(self, save: str | None = None) -> dict[str, Any]:
         """The line for one turn: a batch of pictures on each stream. save: a file for the pictures."""

@@ -10,8 +10,10 @@ with this very file, so that all are measured alike. ``sdrt.bench.worker`` is sd
 | ``{"do": "run", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed", "batch", "scheduler", "save": path or null}`` | ``{"ok": {"samples": [{"total": s, ...}], "wall": s}}`` |
 | ``{"do": "close"}`` | ``{"ok": {}}``, and the process ends |
 
+``load`` also has ``"cache": path`` and ``"low_memory": true`` where they are asked for.
+
 Seconds throughout. A sample holds ``total`` and, where the runner can tell, ``tokenize``, ``text_encoder``,
-``vae_encoder``, ``vae_decoder``, ``post``, ``steps`` (a list, one entry a network call) and ``network`` (likewise: what
+``vae_encoder``, ``vae_decoder``, ``post``, ``load`` (within the batch), ``steps`` (a list, one entry a network call) and ``network`` (likewise: what
 of each step the network took). One sample a stream. ``save`` is where the picture goes as float32[B,H,W,3] in [0,1]
 (``numpy.save``). A failure is answered by ``{"error": {"type", "message", "fix"}}``.
 """  # noqa: E501

@@ -15,7 +15,7 @@ from sdrt.cli import common
 LABELS = {
     "tokenize": "tokenise", "text_encoder": "text encoder", "vae_encoder": "VAE encoder", "step": "step",
     "network": "  network", "host": "  host loop", "vae_decoder": "VAE decoder", "post": "to picture",
-    "other": "noise and rest", "total": "whole",
+    "load": "load", "other": "noise and rest", "total": "whole",
 }  # fmt: skip
 BAR = 24
 """Characters of a bar that stands for the whole."""
@@ -69,8 +69,13 @@ def settings(s: Settings) -> str:
         f"{s.steps} steps" + (f" of {s.scheduler}" if s.scheduler else ""),
     ]
     told.append(f"guidance {s.guidance_scale:g}")
-    told += [f"{name} {value}" for name in ("engine", "device", "threads") if (value := getattr(s, name)) is not None]
+    told += [
+        f"{name} {value}"
+        for name in ("engine", "device", "threads", "cache")
+        if (value := getattr(s, name)) is not None
+    ]
     told += [f"{s.streams} streams"] if s.streams > 1 else []
+    told += ["low memory"] if s.low_memory else []
     return ", ".join((*told, *(f"{name}={value}" for name, value in s.options.items())))
 
 

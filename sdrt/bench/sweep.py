@@ -11,6 +11,7 @@ from pathlib import Path
 from sdrt.bench import facts
 from sdrt.bench.report import Settings, Variant
 from sdrt.bench.rounds import Plan
+from sdrt.engine import devices_by_component
 from sdrt.pipeline import Pipeline
 from sdrt.request import GenerationRequest
 from sdrt.schedulers import label, resolve
@@ -29,6 +30,7 @@ def plans(
     made: dict[str, Plan] = {}
     for model in models:
         with Pipeline.from_pretrained(model, "null") as pipe:  # loads no weights
+            devices_by_component(pipe.bundle, base.device)
             space, config = pipe.bundle.manifest.latents, resolve(base.scheduler, pipe.scheduler_config)
             guidance = pipe.bundle.manifest.guidance_scale if guidance_scale is None else guidance_scale
             sizes = shapes or ((space.default_width, space.default_height),)
@@ -46,7 +48,7 @@ def plans(
                     *([f"streams {parallel}"] if len(streams) > 1 else []),
                 ))  # fmt: skip
                 name = _distinct(name, made)
-                made[name] = Plan(name, settings, files=facts.files(pipe.bundle))
+                made[name] = Plan(name, settings, files=(*facts.files(pipe.bundle), *facts.cached(base.cache)))
     return made
 
 
@@ -86,9 +88,11 @@ def command_line(s: Settings, warmups: int, iterations: int) -> str:
     words = ["sdrt", "bench", "-m", s.model, "--shape", f"{s.width}x{s.height}", "--batch", s.batch, "--streams",
              s.streams, "--steps", s.steps, "--cfg-scale", s.guidance_scale, "--scheduler", s.scheduler,
              "-p", s.prompt, "-w", warmups, "-i", iterations]  # fmt: skip
-    for name in ("engine", "device", "threads"):
+    for name in ("engine", "device", "threads", "cache"):
         if (value := getattr(s, name)) is not None:
             words += [f"--{name}", value]
     for name, value in s.options.items():
         words += ["-O", f"{name}={value}"]
+    if s.low_memory:
+        words.append("--low-memory")
     return shlex.join(map(str, words))

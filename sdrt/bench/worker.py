@@ -18,7 +18,7 @@ class SdrtRunner:
 
     def load(
         self, model: str, engine: str | None, device: str | None, threads: int | None, options: Mapping[str, str],
-        streams: int,
+        streams: int, cache: str | None = None, low_memory: bool = False,
     ) -> Mapping[str, Any]:  # fmt: skip
         started = time.perf_counter()
         from sdrt import Pipeline, __version__
@@ -26,7 +26,11 @@ class SdrtRunner:
 
         imported = time.perf_counter()
         self.pipes = [
-            self.opened(Pipeline.from_pretrained(model, engine, device, threads=threads, options=options))
+            self.opened(
+                Pipeline.from_pretrained(
+                    model, engine, device, threads=threads, options=options, cache=cache, low_memory=low_memory
+                )
+            )
             for _ in range(streams)
         ]
         loaded = time.perf_counter()
@@ -65,7 +69,7 @@ def stages(timings: Timings) -> dict[str, Any]:
     return {
         "tokenize": timings.tokenize, "text_encoder": timings.text_encoder, "vae_encoder": timings.vae_encoder,
         "steps": list(timings.steps), "network": list(timings.network), "vae_decoder": timings.vae_decoder,
-        "post": timings.post, "total": timings.total,
+        "post": timings.post, "load": timings.load, "total": timings.total,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -16,6 +17,7 @@ EXAMPLES = """
     sdrt bench -m sd15
     sdrt bench -m sd15-fp32 -m sd15-int8 --shape 512x512 --steps 20 -i 5 --json report.json
     sdrt bench -m sd15 --batch 1,2,4 --threads 1,2 --streams 1,2 --csv sweep.csv
+    sdrt bench -m sd15 --low-memory --json low.json
     sdrt bench compare before.json after.json --fail-above 3
 """
 
@@ -39,7 +41,9 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
     help="Bundle; repeatable: compared in turn.",
 )  # fmt: skip
 @click.option("--engine", metavar="NAME", help="Engine; each bundle's own when left out.")
-@click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor.")
+@common.device_option
+@common.cache_option
+@common.low_memory_option
 @click.option(
     "--shape", "shapes", multiple=True, metavar="WxH", callback=common.parse_shapes,
     help="Picture size in pixels; repeatable; the model's own when left out.",
@@ -72,8 +76,9 @@ def _several(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--csv", "csv_file", metavar="FILE", help="Write the figures as CSV; - is standard output.")
 @click.pass_context
 def command(
-    context: click.Context, models: tuple[str, ...], engine: str | None, device: str | None,
-    shapes: tuple[tuple[int, int], ...], batch: tuple[int, ...], threads: tuple[int, ...], streams: tuple[int, ...],
+    context: click.Context, models: tuple[str, ...], engine: str | None, device: str | None, cache: Path | None,
+    low_memory: bool, shapes: tuple[tuple[int, int], ...], batch: tuple[int, ...], threads: tuple[int, ...],
+    streams: tuple[int, ...],
     steps: int, scheduler: str | None, cfg_scale: float | None, prompt: str, warmups: int, iterations: int,
     starts: int | None, memory: bool, machine: bool, extra: dict[str, str], json_file: str | None, csv_file: str | None,
 ) -> None:  # fmt: skip
@@ -97,7 +102,7 @@ def command(
 
     base = Settings(
         model="", width=0, height=0, engine=engine, device=device, steps=steps, scheduler=scheduler,
-        prompt=prompt, options=extra,
+        prompt=prompt, options=extra, cache=None if cache is None else str(cache), low_memory=low_memory,
     )  # fmt: skip
     plans = sweep.plans(
         models, base, shapes=shapes, batches=batch, threads=threads or (None,), streams=streams,

@@ -43,6 +43,15 @@ def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 extra_option = click.option(
     "-O", "extra", multiple=True, metavar="NAME=VALUE", callback=parse_extra, help="Engine option; repeatable."
 )
+device_option = click.option(
+    "--device", metavar="NAME", help="Device as the engine names it (sdrt doctor), or unet=NAME,vae_decoder=NAME."
+)
+cache_option = click.option(
+    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep what the engine compiles, for the next time."
+)
+low_memory_option = click.option(
+    "--low-memory", is_flag=True, help="Load, run and release components in turn: less memory, slower."
+)
 
 
 def demo() -> str:
@@ -62,11 +71,12 @@ json_option = click.option(
 
 
 def opening_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that opens a bundle: --engine, --device, --threads, -O."""
+    """The options of every command that opens a bundle: --engine, --device, --threads, --cache, -O."""
     for option in reversed((
         click.option("--engine", metavar="NAME", help="Engine; the bundle's own when left out."),
-        click.option("--device", metavar="NAME", help="Device as the engine names it; see sdrt doctor."),
+        device_option,
         click.option("--threads", type=click.IntRange(1, 1024), help="Compute threads; engine's choice when left out."),
+        cache_option,
         extra_option,
     )):  # fmt: skip
         command = option(command)

@@ -23,6 +23,7 @@ from sdrt.errors import InputError
     sdrt generate "a lighthouse at dawn" -m sd15 -o lighthouse.png
     sdrt generate "a lighthouse" -m sd15 -n "blurry" --steps 20 --cfg-scale 7 --seed 1 --scheduler "DPM++ 2M Karras"
     sdrt generate "a lighthouse" -m sd15 -W 768 -H 512 --batch 4 -o lighthouse.png      (lighthouse-0.png ...)
+    sdrt generate "a lighthouse" -m sd15-ov --low-memory --cache compiled --device unet=gpu,vae_decoder=cpu
     sdrt generate "a lighthouse in snow" -m sd15 --init-image lighthouse.png --strength 0.6 -o snow.png
     """,
 )
@@ -64,13 +65,14 @@ from sdrt.errors import InputError
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
 @common.opening_options
+@common.low_memory_option
 @common.json_option
 def command(
     prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str | None, output: Path,
     width: int | None, height: int | None, init_image: str | None, strength: float | None,
     sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float | None, seed: int | None, batch: int,
     scheduler: str | None, clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None,
-    extra: dict[str, str], json_file: str | None,
+    cache: Path | None, extra: dict[str, str], low_memory: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Make pictures from PROMPT. The PNG carries its settings as A1111's "parameters" text."""
     if (prompt is None) == (prompt_option is None):
@@ -96,8 +98,10 @@ def command(
         sample_mode=sample_mode or "sample",
     )  # fmt: skip
     started = time.perf_counter()
-    with sdrt.Pipeline.from_pretrained(model, engine, device, threads=threads, options=extra) as pipe:
-        loaded = time.perf_counter()
+    with sdrt.Pipeline.from_pretrained(
+        model, engine, device, threads=threads, options=extra, cache=cache, low_memory=low_memory
+    ) as pipe:
+        opened = time.perf_counter() - started
         result = pipe.generate(request, progress=sys.stderr.isatty())
         name = pipe.bundle.manifest.provenance.source
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
@@ -109,10 +113,11 @@ def command(
         )  # fmt: skip
         image.save_png(picture, path, parameters)
     timings = result.timings
+    load = opened + timings.load  # before the generation, and within it
     mean = sum(timings.steps) / len(timings.steps)
     picture = f" picture {timings.vae_encoder:.2f} s," if request.pictures else ""
     click.echo(
-        f"{', '.join(map(str, paths))}: seed {result.seeds[0]}, load {loaded - started:.2f} s,"
+        f"{', '.join(map(str, paths))}: seed {result.seeds[0]}, load {load:.2f} s,"
         f" text {timings.tokenize + timings.text_encoder:.2f} s,{picture} {len(timings.steps)} steps of {mean:.3f} s,"
         f" VAE {timings.vae_decoder:.2f} s",
         err=True,
@@ -125,7 +130,7 @@ def command(
                 "size": list(result.size),
                 "scheduler": result.scheduler,
                 "guidance_scale": result.guidance_scale,
-                "seconds": {"load": loaded - started, **asdict(timings)},
+                "seconds": asdict(timings) | {"load": load},
             },
             json_file,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from sdrt import bundle as bundles
 from sdrt import verify
 from sdrt.cli import Command, common
-from sdrt.engine import ONNX, OpenOptions, open_session
+from sdrt.engine import ONNX, OpenOptions, devices_by_component, open_session
 from sdrt.errors import BundleError, NumericsError
 
 
@@ -23,6 +24,7 @@ def command(
     engine: str | None,
     device: str | None,
     threads: int | None,
+    cache: Path | None,
     extra: dict[str, str],
     json_file: str | None,
 ) -> None:
@@ -33,6 +35,7 @@ def command(
     from tqdm import tqdm
 
     held = bundles.load(bundle)
+    devices = devices_by_component(held, device)
     if held.manifest.unhashed():
         graphs = all(component.artifact.engine == ONNX for component in held.manifest.components.values())
         command = f"sdrt build {bundle} OUT --engine onnxruntime" if graphs else "sdrt export MODEL OUT"
@@ -50,7 +53,7 @@ def command(
     if not damaged:
         click.echo(f"{common.size(total)} in {sum(1 for _ in held.manifest.all_files())} files: hashes match", err=True)
         for name, component in held.manifest.components.items():
-            measured = _measure(held, name, engine, device, OpenOptions(threads, extra=extra))
+            measured = _measure(held, name, engine, devices[name], OpenOptions(threads, cache, extra))
             if not measured:
                 unmeasured.append(name)
                 click.echo(f"{name}: no reference vectors of the sizes that it was built for", err=True)

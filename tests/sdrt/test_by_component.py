@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from sdrt import InputError
-from sdrt.by_component import parse, resolve
+from sdrt.by_component import parse, resolve, text
 
 
 def test_grammar() -> None:
@@ -17,7 +17,7 @@ def test_grammar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("given", "message"),
     [
         ("", "--precision is empty"),
         ("unet=", "'unet=' is not component=value"),
@@ -28,9 +28,9 @@ def test_grammar() -> None:
         ("unet=int8,unet=fp16", "unet is named twice"),
     ],
 )
-def test_refused(text: str, message: str) -> None:
+def test_refused(given: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse(text, "--precision")
+        parse(given, "--precision")
 
 
 def test_resolve() -> None:
@@ -41,10 +41,11 @@ def test_resolve() -> None:
         resolve({"vae": "int8"}, names, "fp32", "--precision")
 
 
-@given(st.text())
-def test_anything_is_parsed_or_refused(text: str) -> None:
+@hypothesis.given(st.text())
+def test_anything_is_parsed_or_refused(given: str) -> None:
     try:
-        value = parse(text, "--precision")
+        value = parse(given, "--precision")
     except InputError:
         return
-    assert value == text.strip() or (isinstance(value, dict) and all(name and part for name, part in value.items()))
+    assert value == given.strip() or (isinstance(value, dict) and all(name and part for name, part in value.items()))
+    assert parse(text(value), "--precision") == value

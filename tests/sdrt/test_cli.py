@@ -43,10 +43,41 @@ def test_generate(bundle: Path, tmp_path: Path, cli: Cli) -> None:
     assert report["seeds"] == [5]
     assert report["size"] == [64, 72]
     seconds = report["seconds"]
-    assert list(seconds) == ["load", *(field.name for field in dataclasses.fields(sdrt.Timings))]
+    assert list(seconds) == [field.name for field in dataclasses.fields(sdrt.Timings)]
+    assert seconds["load"] > 0
     assert len(seconds["steps"]) == len(seconds["network"]) == 3
     assert seconds["vae_encoder"] == 0
     assert re.search(r"seed 5, load \d+\.\d\d s, text \d+\.\d\d s, 3 steps of \d+\.\d{3} s, VAE ", done.stderr)
+
+
+def test_generate_with_low_memory_on_devices_by_component(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    """The same picture; what loading took within the generation is told as loading."""
+    common = ("generate", "a fox", "-m", bundle, "-W", 64, "-H", 64, "--steps", 2, "--seed", 1)
+    assert cli(*common, "-o", tmp_path / "kept.png").returncode == 0
+    done = cli(
+        *common, "-o", tmp_path / "low.png", "--low-memory", "--device", "unet=cpu,vae_decoder=cpu", "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "low.png").read_bytes() == (tmp_path / "kept.png").read_bytes()
+    seconds = json.loads(done.stdout)["seconds"]
+    assert seconds["load"] > 0
+    assert f"load {seconds['load']:.2f} s" in done.stderr
+
+
+def test_how_a_bundle_is_opened_is_checked(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    for command in (("generate", "a fox", "-m"), ("verify",)):
+        cached = cli(*command, bundle, "--cache", tmp_path / "cache")
+        assert cached.returncode == 1
+        assert "onnxruntime keeps no compiled models; engines that do: openvino" in cached.stderr
+        device = cli(*command, bundle, "--device", "net=cpu")
+        assert device.returncode == 1
+        assert "no component 'net'; the bundle holds text_encoder, unet" in device.stderr
+
+
+def test_verify_on_devices_by_component(bundle: Path, cli: Cli) -> None:
+    done = cli("verify", bundle, "--device", "unet=tpu")
+    assert done.returncode == 1
+    assert "onnxruntime has no device 'tpu' here" in done.stderr
 
 
 def test_generate_a_batch(bundle: Path, tmp_path: Path, cli: Cli) -> None:

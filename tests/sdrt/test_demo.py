@@ -186,7 +186,7 @@ def test_an_engine_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.M
 
 def test_what_is_kept_replaces_no_other_bundle(bundle: Path, cli: Cli, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "kept" / "onnxruntime-fp32-cpu")
-    done = cli("demo", "-o", tmp_path / "sheet.png", "--keep", tmp_path / "kept")
+    done = cli("demo", "--engine", "onnxruntime", "-o", tmp_path / "sheet.png", "--keep", tmp_path / "kept")
     assert done.returncode == 1
     assert "is another model's bundle" in done.stderr
     assert bundles.damaged(bundles.load(tmp_path / "kept" / "onnxruntime-fp32-cpu")) == []

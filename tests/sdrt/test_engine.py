@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from sdrt import bundle as bundles
-from sdrt.engine import CheckedSession, open_session
+from sdrt.engine import CheckedSession, devices_by_component, open_session
 from sdrt.errors import BundleError, InputError
+from sdrt.pipeline import Pipeline
+from sdrt_engines import null
 
 
 class Changing:
@@ -108,3 +110,36 @@ def test_an_output_that_is_not_there_is_named(bundle: Path) -> None:
     inner.run = lambda **_: {"colour": np.zeros(1, np.float32)}
     with pytest.raises(BundleError, match="unet: gives no output 'out_sample', it gives colour"):
         session.run(**good())
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(
+    ("device", "unet", "others"),
+    [(None, None, None), ("cpu", "cpu", "cpu"), ("unet=gpu.1, vae_decoder=npu", "gpu.1", None), ({"unet": "gpu"}, "gpu", None)],
+    ids=str,
+)  # fmt: skip
+def test_each_component_is_opened_on_its_device(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: Any, unet: str | None, others: str | None, low_memory: bool
+) -> None:
+    opened: dict[str, str | None] = {}
+
+    def open_null(held: Any, name: str, device: str | None, options: Any) -> null.NullSession:
+        opened[name] = device
+        return null.NullSession(held.component(name))
+
+    monkeypatch.setattr(null, "open", open_null)
+    with Pipeline.from_pretrained(bundle, "null", device, low_memory=low_memory) as pipe:
+        pipe("a fox", num_inference_steps=1)
+    decoder = "npu" if "npu" in str(device) else others
+    assert opened == {"text_encoder": others, "unet": unet, "vae_decoder": decoder}
+
+
+def test_devices_that_are_refused(bundle: Path) -> None:
+    held = bundles.load(bundle)
+    with pytest.raises(
+        InputError, match="no component 'net'; the bundle holds text_encoder, unet, vae_encoder, vae_decoder"
+    ):
+        devices_by_component(held, {"net": "cpu"})
+    for device in (3, {"unet": 3}, {3: "cpu"}, ["cpu"], "unet=cpu,", ""):
+        with pytest.raises(InputError, match="device"):
+            devices_by_component(held, device)  # type: ignore[arg-type]

@@ -265,16 +265,16 @@ def test_the_least_strength_that_is_named_is_enough() -> None:
 def test_closing_while_the_encoder_is_opened(bundle: Path) -> None:
     """Whichever comes first, no session is left open, and the generation ends with a picture or an InputError."""
     opened, may_close = threading.Event(), threading.Event()
-    pipe = Pipeline.from_pretrained(bundle, engine="null")
+    loaded = Pipeline.from_pretrained(bundle, engine="null")
     made: list[Any] = []
 
     def slow(name: str) -> Any:
         opened.set()
         may_close.wait(0.2)
-        made.append(open_session(pipe.bundle, name, engine="null"))
+        made.append(open_session(loaded.bundle, name, engine="null"))
         return made[-1]
 
-    pipe._opener = slow
+    pipe = Pipeline(loaded.bundle, loaded.sessions, slow)
     errors: list[BaseException] = []
 
     def work() -> None:

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 
 import sdrt
-from sdrt.engine import CheckedSession
+from sdrt.engine import open_session
 from sdrt.metrics import psnr
 from sdrt.pipeline import Pipeline
-from sdrt_engines.null import NullSession
 
 PROMPTS = ["a red star over a lighthouse", "two cats, it's raining"]
 NEGATIVE = ["blurry", "dark, low quality"]
@@ -176,8 +175,10 @@ def test_timings(null: Pipeline, image: Image.Image | None, output_type: Any) ->
     np.testing.assert_allclose(np.add(got.host, got.network), got.steps)
     assert (got.vae_encoder > 0) == (image is not None)
     assert (got.vae_decoder > 0) == (got.post > 0) == (output_type != "latent")
+    assert (got.load > 0) == (image is not None), "the VAE's encoder is opened at its first use"
     assert min(got.tokenize, got.text_encoder) > 0
     stages = got.tokenize + got.text_encoder + got.vae_encoder + sum(got.steps) + got.vae_decoder + got.post
+    stages += got.load
     assert got.total >= stages
 
 
@@ -315,10 +316,12 @@ def test_nan_names_component_and_step(bundle: Path, component: str, call: int, o
 
 def test_a_timestep_that_the_network_cannot_take_is_told_before_anything_runs(null: Pipeline) -> None:
     """Other exporters' networks take integers; schedulers with Karras sigmas ask for fractions, here at the second step."""
-    spec = null.sessions["unet"].spec
-    whole = tuple(replace(i, dtype="i64") if i.name == "timestep" else i for i in spec.inputs)
-    unet = CheckedSession(null.bundle, "unet", NullSession(replace(spec, inputs=whole)))
-    pipe = Pipeline(null.bundle, null.sessions | {"unet": unet})
+    facts = null.bundle.manifest
+    spec = facts.components["unet"]
+    inputs = tuple(replace(i, dtype="i64") if i.name == "timestep" else i for i in spec.inputs)
+    components = {**facts.components, "unet": replace(spec, inputs=inputs)}
+    bundle = replace(null.bundle, manifest=replace(facts, components=components))
+    pipe = Pipeline(bundle, null.sessions | {"unet": open_session(bundle, "unet", engine="null")})
     assert len(pipe("a fox", num_inference_steps=3, scheduler="DDIM").timings.steps) == 3
     with pytest.raises(sdrt.InputError, match=r"asks for timestep 427\.49, the network takes whole ones"):
         pipe.check(sdrt.GenerationRequest("a fox", num_inference_steps=3, scheduler="Euler Karras"))
@@ -426,7 +429,18 @@ def test_the_models_own_config_may_hold_what_nobody_knows(null: Pipeline, caplog
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"path": None}, {"threads": 0}, {"threads": "2"}, {"options": {"arena": True}}, {"options": ["a"]}],
+    [
+        {"path": None},
+        {"threads": 0},
+        {"threads": "2"},
+        {"options": {"arena": True}},
+        {"options": ["a"]},
+        {"cache": 3},
+        {"device": 3},
+        {"device": {"unet": 3}},
+        {"device": {"net": "cpu"}},
+        {"device": "unet=cpu,"},
+    ],
     ids=str,
 )
 def test_loading_checks_its_types(bundle: Path, arguments: dict[str, Any]) -> None:

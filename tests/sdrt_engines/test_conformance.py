@@ -109,6 +109,16 @@ def test_inputs_are_left_alone_and_may_be_strided(session: Session) -> None:
         np.testing.assert_array_equal(arrays[name], array)
 
 
+def test_inputs_may_be_read_only(session: Session) -> None:
+    arrays = inputs_of(session)
+    expected = session.run(**arrays)
+    for array in arrays.values():
+        array.flags.writeable = False
+    got = session.run(**arrays)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], got[name])
+
+
 def test_bound_constants_are_kept(engine: str, built: Path) -> None:
     session = open_session(bundle.load(built), "unet", engine=engine)
     arrays = inputs_of(session)

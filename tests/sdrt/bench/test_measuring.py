@@ -24,13 +24,13 @@ from sdrt.errors import SdrtError
 from tests.conftest import Cli
 
 REQUEST = GenerationRequest("a fox", negative_prompt="blurry", width=64, height=64, num_inference_steps=3, seed=1, scheduler="DDIM")  # fmt: skip
-KNOWN = [stage for stage in STAGES if stage != "vae_encoder"]
+KNOWN = [stage for stage in STAGES if stage not in ("vae_encoder", "load")]
 
 
 def adds_up(variant: Variant) -> None:
     for sample in variant.samples:
         found = sample.stages
-        rest = [found[stage] for stage in ("tokenize", "text_encoder", "vae_decoder", "post", "other")]
+        rest = [found.get(stage, 0.0) for stage in ("tokenize", "text_encoder", "vae_decoder", "post", "load", "other")]
         assert sum(rest) + sum(sample.steps) == pytest.approx(sample.total)
         assert found["other"] >= 0
         assert all(0 < network < step for network, step in zip(sample.network, sample.steps, strict=True))
@@ -136,6 +136,41 @@ def test_memory_peaks_as_the_system_says(bundle: Path, tmp_path: Path) -> None:
         assert variant.memory.peak.rss == pytest.approx(int(done.stdout) * 1024, rel=0.03)
 
 
+def test_how_a_bundle_is_opened_is_carried_to_the_process(bundle: Path, tmp_path: Path) -> None:
+    """Low memory shows in the stages; a device by component and a cache in what is refused."""
+    ort = {"engine": None, "device": "unet=cpu"}
+    plans = {
+        "low": plan(bundle, "low", **ort, low_memory=True), "kept": plan(bundle, "kept", **ort),
+        "device": plan(bundle, "device", **ort | {"device": "unet=cpu,vae_decoder=tpu"}),
+        "cache": plan(bundle, "cache", **ort, cache=str(tmp_path)),
+    }  # fmt: skip
+    report = alternate(plans, iterations=1, machine=False, memory=False)
+    low, kept = report.variants
+    assert "load" in low.stages
+    assert "load" not in kept.stages
+    adds_up(low)
+    assert "no device 'tpu'" in report.failures["device"]
+    assert "onnxruntime keeps no compiled models" in report.failures["cache"]
+
+
+def test_a_peer_is_asked_for_nothing_that_nobody_asks_for(bundle: Path) -> None:
+    usual = {"do", "model", "engine", "device", "threads", "options", "streams"}
+    assert set(plan(bundle, "a").loading()) == usual
+    asked = plan(bundle, "a", low_memory=True, cache="there").loading()
+    assert (asked["low_memory"], asked["cache"]) == (True, "there")
+
+
+def test_how_a_pipeline_was_opened_is_told(bundle: Path) -> None:
+    opened = {"device": {"unet": "cpu", "vae_decoder": "null"}, "low_memory": True, "threads": 2}
+    with Pipeline.from_pretrained(bundle, "null", **opened) as pipe:
+        (variant,) = measure(pipe, REQUEST, iterations=1, memory=False, machine=False).variants
+    adds_up(variant)
+    s = variant.settings
+    assert (s.engine, s.device, s.threads, s.low_memory) == ("null", "unet=cpu,vae_decoder=null", 2, True)
+    line = sweep.command_line(replace(s, cache="there"), 1, 1)
+    assert line.endswith(" --engine null --device unet=cpu,vae_decoder=null --threads 2 --cache there --low-memory")
+
+
 def test_the_first_batch_is_a_turn_without_warm_ups(bundle: Path) -> None:
     """One batch in all is watched for interference, and is the first."""
     report = alternate({"a": plan(bundle, "a")}, warmups=0, iterations=1, machine=False, memory=False)
@@ -214,6 +249,14 @@ def test_a_peer_is_not_reproduced_by_sdrt_bench() -> None:
 def test_a_combination_that_cannot_run_is_refused_before_all(bundle: Path) -> None:
     with pytest.raises(InputError, match="65x64 pixels: both sides must be multiples of 8"):
         sweep.plans([str(bundle)], Settings("", 0, 0), shapes=[(64, 64), (65, 64)])
+    with pytest.raises(InputError, match="no component 'net'"):
+        sweep.plans([str(bundle)], Settings("", 0, 0, device="net=cpu"))
+
+
+def test_a_cold_start_reads_the_cache_anew(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.blob").write_bytes(b"compiled")
+    (made,) = sweep.plans([str(bundle)], Settings("", 0, 0, cache=str(tmp_path))).values()
+    assert tmp_path / "1.blob" in made.files
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

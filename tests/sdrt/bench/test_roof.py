@@ -36,6 +36,12 @@ def test_calls(null: Pipeline, changes: dict[str, Any], zeros: bool, texts: int,
     }
 
 
+def test_rates_are_those_of_the_denoisers_device(null: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roof, "_rates", lambda engine, device, precision, settings: (None, [f"asked for {device}"]))
+    for device, asked in (("unet=gpu,vae_decoder=cpu", "gpu"), ("vae_decoder=cpu", "None"), ("npu", "npu")):
+        assert roof.rates(null.bundle, replace(SETTINGS, device=device), {})[1] == [f"asked for {asked}"]
+
+
 def test_a_machine_that_cannot_be_measured_costs_the_roof_alone(
     null: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
