@@ -24,6 +24,9 @@ class Ready:
         self.spec = spec
         self.answer = {"out_sample": np.random.default_rng(0).standard_normal((2, 4, 64, 64), dtype=np.float32)}
 
+    def prepare(self, sizes: Any) -> None:
+        pass
+
     def bind(self, **constants: Any) -> None:
         pass
 

@@ -103,6 +103,12 @@ class Session(Protocol):
 
     spec: Component
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Calls of these sizes follow: compile now what is compiled for a size.
+
+        sizes: of all symbols, such as ``{"B": 2, "T": 77, "H": 512, "W": 512}`` (``TensorSpec.shape``).
+        """
+
     def bind(self, **constants: Array) -> None:
         """Hand over inputs once; they are kept until bound again."""
 
@@ -296,6 +302,9 @@ class WidenedSession:
         self._half = {spec.name for spec in session.spec.inputs if spec.dtype == "f16"}
         self.spec = widened(session.spec)
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        self._session.prepare(sizes)
+
     def bind(self, **constants: Array) -> None:
         self._session.bind(**self._rounded(constants))
 
@@ -337,6 +346,12 @@ class CheckedSession:
         self._passed: dict[str, Any] | None = None  # the kinds of the inputs that were checked last
         self._outputs: dict[str, Any] = {}  # and of the outputs that they must give
         self._lock = threading.Lock()
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        with self._lock:
+            session = self._opened()
+            check_profiles(self.name, self.spec, sizes)
+            session.prepare(sizes)
 
     def bind(self, **constants: Array) -> None:
         with self._lock:

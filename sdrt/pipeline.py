@@ -67,10 +67,10 @@ class Timings:
 
     vae_encoder is 0.0 without an initial picture, vae_decoder 0.0 for ``"latent"``. steps holds whole steps, one entry
     a network call; network is what the denoiser's session took of each. post: from the decoder's sample to pictures.
-    load: opening components within the generation, and releasing them (all of them with low_memory; else the VAE's
-    encoder, at its first use); 0.0 where none was. total is more than the sum: waiting for the turn, handing the
-    denoiser its constants, drawing noise, and what the caller does between steps (previews, with what they load) belong
-    to no stage.
+    load: opening components within the generation, compiling them for its sizes, and releasing them (all of it with
+    low_memory; else the VAE's encoder at its first use, and what an engine compiles for a size); 0.0 where none was.
+    total is more than the sum: waiting for the turn, handing the denoiser its constants, drawing noise, and what the
+    caller does between steps (previews, with what they load) belong to no stage.
     """
 
     tokenize: float
@@ -139,6 +139,10 @@ class _Run:
     steps: list[float] = field(default_factory=list)
     network: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
+
+    def sizes(self, batch: int) -> dict[str, int]:
+        """What a component's symbolic dimensions are, with this batch of its own."""
+        return {"B": batch, "T": len(self.tokens[0][0]), "H": self.size[1], "W": self.size[0]}
 
 
 class Pipeline:
@@ -256,7 +260,9 @@ class Pipeline:
             if bar is not None:
                 bar(step)
         assert step is not None, "a scheduler makes at least one call"
-        images, vae_decoder, post = self._decode(step.latents, request.output_type, run.load.append)
+        images, vae_decoder, post = self._decode(
+            step.latents, request.output_type, run.load.append, run.sizes(len(request.prompts))
+        )
         timings = Timings(
             run.tokenize, run.text_encoder, run.vae_encoder, tuple(run.steps), tuple(run.network), vae_decoder, post,
             load=math.fsum(run.load), total=time.perf_counter() - started,
@@ -396,7 +402,7 @@ class Pipeline:
             latents = noise * np.float32(scheduler.init_sigma)
         scale = np.float32(request.guidance_scale)
         timesteps = [float(timestep) for timestep in scheduler.timesteps[begin:]]
-        total = len(timesteps)
+        total, sizes = len(timesteps), run.sizes(pictures * (1 + request.guided))
         step: Step | None = None
         bound: Session | None = None
 
@@ -404,7 +410,7 @@ class Pipeline:
             if self._cancelled.is_set():
                 raise Cancelled(f"cancelled before step {i - begin + 1} of {total}", step=step)
             last = i + 1 == begin + total
-            with self._loaded.use(facts.component, run.load.append, keep=not last) as unet:
+            with self._loaded.use(facts.component, run.load.append, sizes=sizes, keep=not last) as unet:
                 if bound is not unet:  # the first step, or one after a preview that took the denoiser's place
                     unet.bind(**constant)
                     bound = unet
@@ -438,7 +444,8 @@ class Pipeline:
         skips = [0] * pictures * (request.guided and not run.zeros) + [request.clip_skip] * pictures
         parts = []
         for encoder, tokens in zip(self._text.encoders, run.tokens, strict=True):
-            with self._loaded.use(encoder.spec.component, run.load.append) as session:
+            sizes = run.sizes(len(set(map(tuple, tokens))))  # the same text twice is computed once
+            with self._loaded.use(encoder.spec.component, run.load.append, sizes=sizes) as session:
                 started = time.perf_counter()
                 parts.append(encoder.encode(session, tokens, skips))
                 run.text_encoder += time.perf_counter() - started
@@ -450,7 +457,7 @@ class Pipeline:
     def _encode(self, run: _Run, generators: Sequence[TorchGenerator]) -> Array:
         """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
         request, space = run.request, self.bundle.manifest.latents
-        with self._loaded.use("vae_encoder", run.load.append) as session:
+        with self._loaded.use("vae_encoder", run.load.append, sizes=run.sizes(1)) as session:
             started = time.perf_counter()
             moments: dict[int, Array] = {}  # one picture is encoded once, however many are made from it
             latents = []
@@ -470,12 +477,17 @@ class Pipeline:
             run.vae_encoder = time.perf_counter() - started
         return x0
 
-    def _decode(self, latents: Array, output_type: str, timed: Clock) -> tuple[Any, float, float]:
-        """What ``decode`` returns, and the seconds of the decoder and of making pictures of its sample."""
+    def _decode(
+        self, latents: Array, output_type: str, timed: Clock, sizes: Mapping[str, int] | None = None
+    ) -> tuple[Any, float, float]:
+        """What ``decode`` returns, and the seconds of the decoder and of making pictures of its sample.
+
+        sizes: those of the decoder, where they are known to be right.
+        """
         if output_type == "latent":
             return latents, 0.0, 0.0
         space = self.bundle.manifest.latents
-        with self._loaded.use("vae_decoder", timed) as session:
+        with self._loaded.use("vae_decoder", timed, sizes=sizes) as session:
             started = time.perf_counter()
             z = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
             sample = session.run(**{session.spec.inputs[0].name: z})[session.spec.outputs[0].name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -16,16 +16,22 @@ Opener = Callable[[str], Session]
 """Component → its session."""
 
 Clock = Callable[[float], object]
-"""Takes the seconds of each opening, and of each release."""
+"""Takes the seconds of each opening, of each preparing for sizes, and of each release."""
+
+Sizes = Mapping[str, int]
+"""As ``Session.prepare`` takes them."""
 
 
 class Sessions(Protocol):
     """Where a pipeline's sessions come from. Threads may share it."""
 
-    def use(self, name: str, timed: Clock, *, keep: bool = False) -> AbstractContextManager[Session]:
-        """``with sessions.use(name, clock) as session``: opened where it is not yet. keep: another use follows soon.
+    def use(
+        self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False
+    ) -> AbstractContextManager[Session]:
+        """``with sessions.use(name, clock) as session``: opened where it is not yet, and prepared for sizes that differ
+        from the last ones. keep: another use follows soon.
 
-        Raises what opening raises, and InputError once closed.
+        Raises what opening and preparing raise, and InputError once closed.
         """
 
     def release(self, name: str) -> None:
@@ -42,9 +48,10 @@ class Kept:
         self._opened, self._opener = opened, opener
         self._lock = threading.Lock()  # a session is opened by a generation, and closed from any thread
         self._closed = False
+        self._prepared: dict[str, Sizes] = {}
 
     @contextmanager
-    def use(self, name: str, timed: Clock, *, keep: bool = False) -> Iterator[Session]:
+    def use(self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False) -> Iterator[Session]:
         with self._lock:
             if self._closed:
                 raise closed()
@@ -53,6 +60,11 @@ class Kept:
                 self._opened[name] = self._opener(name)
                 timed(time.perf_counter() - started)
             session = self._opened[name]
+        if sizes is not None and self._prepared.get(name) != sizes:
+            started = time.perf_counter()
+            session.prepare(sizes)
+            self._prepared[name] = sizes
+            timed(time.perf_counter() - started)
         yield session
 
     def release(self, name: str) -> None:
@@ -79,17 +91,21 @@ class OneAtATime:
         self._closed = False
 
     @contextmanager
-    def use(self, name: str, timed: Clock, *, keep: bool = False) -> Iterator[Session]:
+    def use(self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False) -> Iterator[Session]:
         with self._lock:
             started = time.perf_counter()
             if self._closed:
                 raise closed()
-            if name not in self._opened:
+            opening = name not in self._opened
+            if opening:
                 for other in list(self._opened):
                     self.release(other)
                 self._opened[name] = _Detached(self._opener(name))
-                timed(time.perf_counter() - started)
             try:
+                if opening:
+                    if sizes is not None:
+                        self._opened[name].prepare(sizes)
+                    timed(time.perf_counter() - started)
                 yield self._opened[name]
             except BaseException:
                 keep = False
@@ -119,7 +135,7 @@ class _Detached:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec = session.spec
-        self.bind, self.close = session.bind, session.close
+        self.prepare, self.bind, self.close = session.prepare, session.bind, session.close
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         return {name: array.copy() for name, array in self._session.run(**inputs).items()}

@@ -27,13 +27,16 @@ class Runner:
         device: str | None = None,
         engine: str | None = None,
         streams: int = 1,
+        cache: str | None = None,
     ) -> Mapping[str, Any]:
         expect(device, streams, options, "width", "height", "batch", "precision")
         started = clock()
         genai: Any = import_module("openvino_genai")
         imported = clock()
         width, height, batch = self._fixed = options["width"], options["height"], options["batch"]
-        config = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        config: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        if cache is not None:
+            config["CACHE_DIR"] = cache
         if (precision := options.get("precision")) is not None:
             config["INFERENCE_PRECISION_HINT"] = precision
         self._pipe = genai.Text2ImagePipeline(model)

@@ -25,6 +25,7 @@ class Runner:
         device: str | None = None,
         engine: str | None = None,
         streams: int = 1,
+        cache: str | None = None,
     ) -> Mapping[str, Any]:
         expect(device, streams, options, "width", "height", "batch", "precision")
         started = clock()
@@ -33,7 +34,9 @@ class Runner:
         pipeline = import_module("optimum.intel").OVStableDiffusionPipeline
         imported = clock()
         width, height, batch = self._fixed = options["width"], options["height"], options["batch"]
-        config = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        config: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        if cache is not None:
+            config["CACHE_DIR"] = cache
         if (precision := options.get("precision")) is not None:
             config["INFERENCE_PRECISION_HINT"] = precision
         pipe = pipeline.from_pretrained(model, device="CPU", ov_config=config, compile=False, safety_checker=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,9 @@ class _Recording:
         self._kept = kept
         self._number = 0
         self._bound: dict[str, Array] = {}
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        self._session.prepare(sizes)
 
     def bind(self, **constants: Array) -> None:
         self._bound |= constants

@@ -6,7 +6,7 @@ It opens any bundle. Outputs are zeros.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -62,6 +62,9 @@ class NullSession:
     def __init__(self, spec: Component) -> None:
         self.spec = spec
         self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """There is nothing to compile."""
 
     def bind(self, **constants: Array) -> None:
         self._shapes.update({name: array.shape for name, array in constants.items()})

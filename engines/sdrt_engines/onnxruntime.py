@@ -213,6 +213,9 @@ class OrtSession:
         self._binding = self._session.io_binding()
         self._kept: dict[str, Any] = {}
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """One network runs all sizes."""
+
     def bind(self, **constants: Array) -> None:
         for name, array in constants.items():
             self._kept[name] = self._from_numpy(np.asarray(array, order="C"))

@@ -321,6 +321,9 @@ class OpenVinoSession:
         if options.shapes == "any":
             self._requests[None] = self._compiled()
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        self._request({spec.name: spec.at(sizes) for spec in self.spec.inputs})
+
     def bind(self, **constants: Array) -> None:
         self._kept |= {name: np.array(array, order="C") for name, array in constants.items()}
         self._holds_kept = None

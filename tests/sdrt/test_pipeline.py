@@ -282,6 +282,9 @@ class Broken:
     def __init__(self, session: Any, call: int, output: str) -> None:
         self.session, self.spec, self.left, self.output = session, session.spec, call, output
 
+    def prepare(self, sizes: Any) -> None:
+        self.session.prepare(sizes)
+
     def bind(self, **constants: Any) -> None:
         self.session.bind(**constants)
 

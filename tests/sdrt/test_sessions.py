@@ -108,6 +108,43 @@ def test_components_come_in_turn(watched: Watched) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_prepared_for_the_sizes_before_the_first_call(bundle: Path, low_memory: bool) -> None:
+    """Not again for the same sizes, where the session is the same."""
+    said: list[tuple[str, dict[str, int]]] = []
+
+    def opener(name: str) -> Any:
+        session = open_session(held, name, engine="null")
+        prepare, run = session.prepare, session.run
+        prepared: list[bool] = []
+
+        def preparing(sizes: dict[str, int]) -> None:
+            said.append((name, dict(sizes)))
+            prepared.append(True)
+            prepare(sizes)
+
+        def running(**inputs: Any) -> Any:
+            assert prepared
+            return run(**inputs)
+
+        session.prepare, session.run = preparing, running  # type: ignore[method-assign, assignment]
+        return session
+
+    held = bundles.load(bundle)
+    fixed = {"T": 77, "H": 64, "W": 72}
+    expected = [("text_encoder", fixed | {"B": 2}), ("unet", fixed | {"B": 4}), ("vae_decoder", fixed | {"B": 2})]
+    with Pipeline(held, {}, opener, low_memory=low_memory) as pipe:
+        arguments = SMALL | {"width": 72, "num_images_per_prompt": 2}
+        assert pipe("a fox", **arguments).timings.load > 0
+        assert said == expected
+        again = pipe("a fox", **arguments).timings.load
+        assert said[3:] == (expected if low_memory else [])
+        assert (again > 0) is low_memory
+        said.clear()
+        pipe("a fox", **arguments | {"guidance_scale": 1.0, "output_type": "latent"})
+        assert said == [("text_encoder", fixed | {"B": 1}), ("unet", fixed | {"B": 2})]
+
+
 def test_the_denoiser_is_gone_with_the_last_step(watched: Watched) -> None:
     with watched.pipeline() as pipe:
         open_by_step = [list(pipe.sessions) for _ in pipe.stream("a fox", **SMALL)]
