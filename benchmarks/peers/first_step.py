@@ -79,10 +79,11 @@ def main() -> int:
     order = random.Random(0)
     for turn in range(args.n):
         for name in order.sample(list(planned), len(planned)):
-            print(f"turn {turn + 1} of {args.n}: {name}", file=sys.stderr)
             taken[name].append(once(planned[name]))
-    if args.json:
-        args.json.write_text(json.dumps(taken, indent=1) + "\n")
+            told = ", ".join(f"{what} {value:.3g}" for what, value in taken[name][-1].items())
+            print(f"turn {turn + 1} of {args.n}: {name}: {told}", file=sys.stderr)
+            if args.json:  # as it is so far
+                args.json.write_text(json.dumps(taken, indent=1) + "\n")
     print(table(taken))
     return 0
 

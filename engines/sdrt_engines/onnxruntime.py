@@ -32,7 +32,7 @@ from sdrt_engines.graph import fix_dims
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.precision import reduce
-from sdrt_engines.graph.shapes import fixed_dims, profiles
+from sdrt_engines.graph.shapes import fixed_dims, profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.graph.winograd import winograd
 
@@ -74,10 +74,10 @@ class OrtBuildOptions:
     """``-O name=value`` when building.
 
     winograd: which 3x3 convolutions of an fp32 build save half of their multiplications, at twice the memory for their
-    filters: all, those with small filters, or none.
+    filters: all, those of large pictures (at the model's own size, or the largest that is built for), or none.
     """
 
-    winograd: Literal["all", "small", "none"] = "all"
+    winograd: Literal["all", "large", "none"] = "large"
 
 
 def _library() -> Any:
@@ -123,7 +123,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         model, weights = float32_graph(source, component, stored)
         held = Weights(model, weights)
         if options.precision == "fp32":
-            facts = winograd(model, held, own.winograd)
+            facts = winograd(model, held, own.winograd, usual_shapes(source, component, options))
             if facts:
                 held.save(model, rewritten, lambda done: options.report("write", 0.5 * done))
                 weights = rewritten

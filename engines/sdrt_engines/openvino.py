@@ -28,7 +28,7 @@ from sdrt_engines import openvino_tokenizer
 from sdrt_engines.checked_cache import checked
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
-from sdrt_engines.graph.shapes import profiles
+from sdrt_engines.graph.shapes import profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.graph.winograd import winograd
 
@@ -86,11 +86,12 @@ class OpenVinoBuildOptions:
     weight_bits: bits that int8 weights use. CPUs without VNNI add two products in 16 bits, which overflow where weights
     use 8 bits: 34 dB instead of 46 for a text encoder (benchmarks/LOG.md). 8 is for devices known to be newer.
     winograd: which 3x3 convolutions of an fp32 build save half of their multiplications, at twice the memory for their
-    filters: all, those with small filters, or none. Such a build computes in f32 only.
+    filters: all, those of large pictures (at the model's own size, or the largest that is built for), or none. Such a
+    build computes in f32 only.
     """
 
     weight_bits: Literal["7", "8"] = "7"
-    winograd: Literal["all", "small", "none"] = "all"
+    winograd: Literal["all", "large", "none"] = "large"
 
 
 def _library() -> Any:
@@ -194,7 +195,7 @@ def _graph_file(
     if options.precision in ("int8", "w8"):
         facts = reduce(graph, weights, stored, source, component, options, weight_bits=int(own.weight_bits))
     elif options.precision == "fp32":
-        facts = winograd(graph, weights, own.winograd)
+        facts = winograd(graph, weights, own.winograd, usual_shapes(source, component, options))
     weights.save(graph, rewritten, lambda done: options.report("write", 0.8 + 0.1 * done))
     return rewritten / "model.onnx", facts
 
@@ -313,7 +314,8 @@ class OpenVinoSession:
         self.name = name
         self.spec = bundle.component(name)
         self._device, self._settings, self._options = device, settings, options
-        self._root = bundle.root
+        self._bundle = bundle
+        # Kept until it is compiled, which maps the weights again; another size reads it anew, in a tenth of a second.
         self._model = _read(bundle, name)
         self._requests: dict[Any, Any] = {}  # by the inputs' shapes, the one used last at the end
         self._kept: dict[str, Array] = {}
@@ -368,15 +370,16 @@ class OpenVinoSession:
     def _compiled(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
         """A request of the network as compiled for these shapes, or for all; DeviceError."""
         started = time.perf_counter()
+        model, self._model = self._model if self._model is not None else _read(self._bundle, self.name), None
         try:
             if shapes is not None:
-                self._model.reshape({name: list(shape) for name, shape in shapes.items()})
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
             with checked(self._settings.get("CACHE_DIR")):
-                compiled = _core().compile_model(self._model, self._device.upper(), dict(self._settings))
+                compiled = _core().compile_model(model, self._device.upper(), dict(self._settings))
         except RuntimeError as error:
             raise DeviceError(
                 f"{self.name}: openvino {_library().__version__} cannot compile for {self._device}: {error}",
-                f"sdrt verify {self._root} tells whether the files are damaged",
+                f"sdrt verify {self._bundle.root} tells whether the files are damaged",
             ) from error
         asked = self._settings["INFERENCE_PRECISION_HINT"]
         if self._device != AUTO and (got := compiled.get_property("INFERENCE_PRECISION_HINT")) != asked:

@@ -169,7 +169,7 @@ BAD = [
             ("precision unknown", ("--precision", "fp31"), "'fp31' is no precision", True, 1),
             ("precision unsupported", ("--precision", "bf16"), "asked for bf16", True, 1),
             ("target unsupported", ("--target", "gfx1100"), "asked for target gfx1100", True, 1),
-            ("option unknown", ("-O", "warp=9"), "onnxruntime has no option 'warp'; known options: winograd (default all)", False, 1),
+            ("option unknown", ("-O", "warp=9"), "onnxruntime has no option 'warp'; known options: winograd (default large)", False, 1),
         )
     ),
     Bad("build into a file", ("build", "{bundle}", "file", "--engine", "null"), "exists and is not a directory"),

@@ -47,7 +47,7 @@ def built(models: Callable[[str], Model], tmp_path_factory: pytest.TempPathFacto
 def pair(request: pytest.FixtureRequest, models: Callable[[str], Model], built: Callable[..., Path]) -> Iterator[Pair]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdrt_engines.graph.winograd.LEAST", 16)  # the tiny models have 32 and 64 channels
-        path = built(request.param)
+        path = built(request.param, extra={"winograd": "all"})
     assert bundles.load(path).component("unet").artifact.facts["winograd"] >= 20
     with Pipeline.from_pretrained(path) as ours:
         yield Pair(ours, load_diffusers(models(request.param).checkpoint))
@@ -193,7 +193,7 @@ def test_links_out_of_the_graphs_folder(models: Callable[[str], Model], tmp_path
     [
         (BuildOptions(target="sm86"), "any device of OpenVINO's, asked for target sm86"),
         (BuildOptions(precision="w4"), "builds fp32, fp16, int8, w8; asked for w4"),
-        (BuildOptions(extra={"winograd": "some"}), "winograd: expected all, small, none, got 'some'"),
+        (BuildOptions(extra={"winograd": "some"}), "winograd: expected all, large, none, got 'some'"),
     ],
     ids=str,
 )
@@ -304,7 +304,8 @@ def test_rewritten_convolutions_compute_in_float32_only(
     models: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sdrt_engines.graph.winograd.LEAST", 16)
-    held = build(models("tiny-sd").bundle, tmp_path / "out", "openvino")
+    options = BuildOptions(extra={"winograd": "all"})
+    held = build(models("tiny-sd").bundle, tmp_path / "out", "openvino", options)
     monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "BF16"])
     with pytest.raises(DeviceError, match="too coarse in bf16") as caught:
         open_session(held, "unet", options=OpenOptions(extra={"compute": "bf16"}))

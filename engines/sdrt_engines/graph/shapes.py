@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sdrt.bundle import Component, DimRange, split_dim
+import math
+
+from sdrt.bundle import Bundle, Component, DimRange, split_dim
 from sdrt.engine import BuildOptions
 
 
@@ -34,3 +36,11 @@ def fixed_dims(component: Component, options: BuildOptions) -> dict[str, int]:
     dims = {dim for spec in (*component.inputs, *component.outputs) for dim in spec.shape if isinstance(dim, str)}
     split = {dim: split_dim(dim) for dim in dims}
     return {dim: -(-sizes[symbol] // divisor) for dim, (symbol, divisor) in split.items() if symbol in sizes}
+
+
+def usual_shapes(source: Bundle, component: Component, options: BuildOptions) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes for one picture of the largest ``--shape``, else of the model's own size."""
+    space = source.manifest.latents
+    width, height = max(options.shapes, key=math.prod, default=(space.default_width, space.default_height))
+    sizes = {"B": 1, "T": source.manifest.text_encoders[0].max_length, "W": width, "H": height}
+    return {spec.name: spec.at(sizes) for spec in component.inputs}

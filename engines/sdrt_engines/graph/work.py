@@ -73,6 +73,15 @@ def count(model: Any, shapes: Mapping[str, Shape]) -> Count:
     return _Graph(model).count(shapes)
 
 
+def shapes(model: Any, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of a ModelProto's tensors, by name, with inputs of these shapes; of those that can be told.
+
+    BuildError when the graph holds operators that ``count`` refuses.
+    """
+    told = {name: _shape(kind) for name, kind in _Graph(model).infer(inputs).items()}
+    return {name: shape for name, shape in told.items() if shape is not None}
+
+
 def counted(path: Path, component: Component, name: str) -> Work | None:
     """``work_of`` the graph in a file; where it raises, a warning and None: nothing is worse for want of a figure."""
     try:
@@ -161,7 +170,7 @@ class _Graph:
         }
 
     def count(self, shapes: Mapping[str, Shape]) -> Count:
-        types, total = self._infer(shapes), Count()
+        types, total = self.infer(shapes), Count()
         for node, _ in self._nodes:
             if node.op_type in COUNTED and not self.weights.issuperset(node.output):
                 total += self._count(node, types)
@@ -169,7 +178,7 @@ class _Graph:
 
     # -- shapes --------------------------------------------------------------------------------------------------
 
-    def _infer(self, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    def infer(self, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         """The type (with its shape, where it can be told) of every tensor."""
         from onnx import checker, helper, numpy_helper, shape_inference
 

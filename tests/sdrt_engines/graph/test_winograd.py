@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sdrt import bundle as bundles
+from sdrt.engine import BuildOptions
 from sdrt.metrics import psnr
+from sdrt_engines.graph import load_graph
 from sdrt_engines.graph.external import Weights
+from sdrt_engines.graph.shapes import usual_shapes
 from sdrt_engines.graph.winograd import AT, BT, LEAST, G, winograd
+from tests.conftest import Model
 from tests.sdrt_engines.graph.conftest import Node, evaluator, make, runtime, saved
 
 C = LEAST
@@ -80,14 +86,36 @@ def test_others_are_left_alone(tmp_path: Path, changed: dict[str, Any]) -> None:
     assert model.SerializeToString() == before
 
 
-def test_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("which", "size", "count"),
+    [("none", (32, 32), 0), ("large", (32, 32), 1), ("large", (33, 31), 0), ("all", (1, 1), 1)],
+)
+def test_which(tmp_path: Path, which: str, size: tuple[int, int], count: int) -> None:
     model = convolution()
-    assert winograd(model, Weights(model, tmp_path), "none") == {}
-    assert winograd(model, Weights(model, tmp_path), "small") == {"winograd": 1}
+    assert winograd(model, Weights(model, tmp_path), which, {"x": (1, C, *size)}).get("winograd", 0) == count
+
+
+def test_large_is_what_the_model_is_for(models: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny VAE decoder, built for its own size and for others."""
+    monkeypatch.setattr("sdrt_engines.graph.winograd.LEAST", 16)
+    source = bundles.load(models("tiny-sd").bundle)
+    component = source.component("vae_decoder")
+    counts = {}
+    for shapes in ((), ((64, 64),), ((64, 64), (512, 512))):
+        graph = load_graph(source.path(component.artifact.files[0].path))
+        weights = Weights(graph, source.path(component.artifact.files[0].path).parent)
+        inputs = usual_shapes(source, component, BuildOptions(shapes=shapes))
+        counts[shapes] = winograd(graph, weights, "large", inputs).get("winograd", 0)
+    graph = load_graph(source.path(component.artifact.files[0].path))
+    every = winograd(graph, Weights(graph, source.path(component.artifact.files[0].path).parent), "all")["winograd"]
+    assert 0 < counts[((64, 64),)] < counts[()] <= counts[((64, 64), (512, 512))] == every
+
+
+def test_a_graph_whose_shapes_are_not_told_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = convolution()
-    monkeypatch.setattr("sdrt_engines.graph.winograd.SMALL", 4 * C * C * 9 - 1)
-    assert winograd(model, Weights(model, tmp_path), "small") == {}
-    assert winograd(model, Weights(model, tmp_path), "all") == {"winograd": 1}
+    model.graph.node.add(op_type="Einsum", input=["y"], output=["z"])
+    assert winograd(model, Weights(model, tmp_path), "large", {"x": (1, C, 64, 64)}) == {}
+    assert "convolutions are left as they are" in caplog.text
 
 
 def test_computed_filters_are_left_alone(tmp_path: Path) -> None:
