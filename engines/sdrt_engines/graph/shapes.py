@@ -42,5 +42,6 @@ def usual_shapes(source: Bundle, component: Component, options: BuildOptions) ->
     """The inputs' shapes for one picture of the largest ``--shape``, else of the model's own size."""
     space = source.manifest.latents
     width, height = max(options.shapes, key=math.prod, default=(space.default_width, space.default_height))
-    sizes = {"B": 1, "T": source.manifest.text_encoders[0].max_length, "W": width, "H": height}
+    length = max((text.max_length for text in source.manifest.text_encoders), default=1)
+    sizes = {"B": 1, "T": length, "W": width, "H": height}
     return {spec.name: spec.at(sizes) for spec in component.inputs}
