@@ -1,6 +1,6 @@
-"""Fixtures shared by all tests: a tiny checkpoint from the real classes, its export, and a way to call the CLI.
+"""Fixtures shared by all tests: tiny checkpoints from the real classes, their exports, and a way to call the CLI.
 
-Exporting takes about a minute. SDRT_TEST_CACHE=DIR keeps checkpoint and bundle in DIR between runs; remove it after
+Exporting takes about a minute. SDRT_TEST_CACHE=DIR keeps checkpoints and bundles in DIR between runs; remove it after
 changing the exporter.
 """
 
@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from sdrt.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "tests" / "data" / "clip_bpe_simple_vocab_16e6.txt.gz"
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, the workers are the threads; torch reads this when imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("sdrt", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("sdrt")
@@ -50,7 +54,10 @@ def cli() -> Cli:
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("SDRT_TEST_CACHE")
     if kept is None:
-        return tmp_path_factory.mktemp("store")
+        own = tmp_path_factory.getbasetemp()
+        store = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "store"  # one for all workers
+        store.mkdir(exist_ok=True)
+        return store
     Path(kept).mkdir(parents=True, exist_ok=True)
     return Path(kept)
 
@@ -77,14 +84,15 @@ def models(_store: Path, cli: Cli) -> Callable[[str], Model]:
             "sdxl": {"architecture": "sdxl"},
         }[name]
         model = Model(_store / name, _store / ("bundle" if name == "tiny-sd" else f"{name}-bundle"))
-        if not model.checkpoint.is_dir():
-            making = _store / f"{name}-making"
-            shutil.rmtree(making, ignore_errors=True)
-            testing.make_checkpoint(making, VOCABULARY, **options)
-            making.rename(model.checkpoint)
-        if not model.bundle.is_dir():
-            done = cli("export", model.checkpoint, model.bundle)
-            assert done.returncode == 0, done.stderr
+        with FileLock(_store / f"{name}.lock"):
+            if not model.checkpoint.is_dir():
+                making = _store / f"{name}-making"
+                shutil.rmtree(making, ignore_errors=True)
+                testing.make_checkpoint(making, VOCABULARY, **options)
+                making.rename(model.checkpoint)
+            if not model.bundle.is_dir():
+                done = cli("export", model.checkpoint, model.bundle)
+                assert done.returncode == 0, done.stderr
         return model
 
     return make

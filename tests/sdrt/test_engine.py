@@ -60,7 +60,7 @@ class Lookalike:
         ({"colour": np.ones(1, np.float32)}, "has no input 'colour'"),
         ({"encoder_hidden_states": np.zeros((1, 77, 32), np.float32)}, r"must be \[2, 77, 32\]"),
     ],
-    ids=str,
+    ids=["batch", "dtype", "byte order", "channels", "no array", "length", "unknown", "batch of another"],
 )
 def test_a_good_call_opens_the_door_to_no_other(unet: Any, changed: dict[str, Any], message: str) -> None:
     for _ in range(2):

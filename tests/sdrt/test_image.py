@@ -458,7 +458,7 @@ class TestArrays:
         with pytest.raises(InputError, match=r"the picture is .*(expected|at most|no picture)"):
             image.rgb(array)
 
-    @pytest.mark.parametrize("source", [None, 5, b"x.png", [colours()], {"image": 1}, np.float32(1)], ids=repr)
+    @pytest.mark.parametrize("source", [None, 5, b"x.png", [colours()], {"image": 1}, np.float32(1)], ids=type)
     def test_no_picture(self, source: Any) -> None:
         with pytest.raises(InputError, match="expected a file's path, a PIL picture or an array"):
             image.rgb(source)
