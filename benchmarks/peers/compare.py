@@ -1,11 +1,12 @@
 """sdrt beside its peers, on one checkpoint, in alternation: one report, one table.
 
     python -m benchmarks.peers.compare MODELS BUNDLE... --peers DIR [--sdcpp DIR] [--shape 512x512] [--steps 3]
-        [-i 2] [--starts 3] [--only NAME ...] [--json FILE]
+        [--warmups 1] [-i 2] [--starts 3] [--only NAME ...] [--time-only] [--json FILE]
 
 MODELS is what prepare.py made, DIRs are environments that make_env.py made, each BUNDLE is one of sdrt's, of the same
 checkpoint; the first is what all others are compared with. First each makes a picture from the same noise, which is
-held against diffusers' in float32; then memory and a cold start, then time. The table is Markdown. "20 steps" is what
+held against diffusers' in float32; then memory and a cold start, then time; with --time-only time alone, all loaded
+together (which takes less than their peaks, as mapped weights can be dropped). The table is Markdown. "20 steps" is what
 the stages add up to: the whole, with 20 times the median step for the steps that were made.
 """
 
@@ -43,7 +44,11 @@ def plans(args: argparse.Namespace) -> dict[str, Plan]:
     for path in args.bundles:
         denoiser = load(path).component("unet").artifact
         name = f"sdrt {denoiser.engine} {denoiser.precision} ({path.name})"
+        if name in made:
+            sys.exit(f"two bundles would both be called {name}: rename a folder")
         made[name] = Plan(name, dataclasses.replace(base, model=str(path)))
+    if unknown := set(args.only or ()) - {peer.name for peer in PEERS}:
+        sys.exit(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(peer.name for peer in PEERS)}")
     environments = {"peers": args.peers, "sdcpp": args.sdcpp}
     for peer in PEERS:
         if environments[peer.environment] is None:
@@ -115,16 +120,18 @@ def main() -> int:
     parser.add_argument("--shape", default="512x512")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--warmups", type=int, default=1)
     parser.add_argument("-i", "--iterations", type=int, default=2)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--only", action="append", metavar="NAME", help="of the peers, these; repeatable")
+    parser.add_argument("--time-only", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     planned = plans(args)
-    decibels = pictures(planned)
+    decibels = {} if args.time_only else pictures(planned)
     report = alternate(
-        planned, warmups=1, iterations=args.iterations, processes=args.starts, machine=True,
-        progress=lambda what: print(what, file=sys.stderr),
+        planned, warmups=args.warmups, iterations=args.iterations, processes=args.starts, memory=not args.time_only,
+        machine=not args.time_only, progress=lambda what: print(what, file=sys.stderr),
     )  # fmt: skip
     if args.json:
         report.save(args.json)
@@ -135,7 +142,9 @@ def main() -> int:
     rows = [tuple(row(v, compared.get(v.name), decibels.get(v.name))) for v in report.variants]
     for line in (head, ("---",) * len(head), *rows):
         print(f"| {' | '.join(line)} |")
-    print(f"\n{args.shape}, {args.steps} steps, {args.starts} starts of {args.iterations} batches after a warm-up")
+    print(
+        f"\n{args.shape}, {args.steps} steps, {args.starts} starts of {args.iterations} batches after {args.warmups} of warming up"
+    )
     for name, failure in report.failures.items():
         print(f"{name} failed: {failure}", file=sys.stderr)
     return 1 if report.failures else 0
