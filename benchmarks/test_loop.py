@@ -24,8 +24,8 @@ class Ready:
         self.spec = spec
         self.answer = {"out_sample": np.random.default_rng(0).standard_normal((2, 4, 64, 64), dtype=np.float32)}
 
-    def prepare(self, sizes: Any) -> None:
-        pass
+    def prepare(self, sizes: Any) -> bool:
+        return False
 
     def bind(self, **constants: Any) -> None:
         pass

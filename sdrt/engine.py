@@ -103,14 +103,14 @@ class Session(Protocol):
 
     spec: Component
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Calls of these sizes follow: compile now what is compiled for a size.
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        """Calls of these sizes follow: compile now what is compiled for a size, and is not yet. Whether anything was.
 
         sizes: of all symbols, such as ``{"B": 2, "T": 77, "H": 512, "W": 512}`` (``TensorSpec.shape``).
         """
 
     def bind(self, **constants: Array) -> None:
-        """Hand over inputs once; they are kept until bound again."""
+        """Hand over inputs once; they are kept until bound again, and not given to ``run``."""
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """Compute all outputs; the caller owns the arrays."""
@@ -302,8 +302,8 @@ class WidenedSession:
         self._half = {spec.name for spec in session.spec.inputs if spec.dtype == "f16"}
         self.spec = widened(session.spec)
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        self._session.prepare(sizes)
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        return self._session.prepare(sizes)
 
     def bind(self, **constants: Array) -> None:
         self._session.bind(**self._rounded(constants))
@@ -347,11 +347,11 @@ class CheckedSession:
         self._outputs: dict[str, Any] = {}  # and of the outputs that they must give
         self._lock = threading.Lock()
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
         with self._lock:
             session = self._opened()
             check_profiles(self.name, self.spec, sizes)
-            session.prepare(sizes)
+            return session.prepare(sizes)
 
     def bind(self, **constants: Array) -> None:
         with self._lock:
@@ -407,6 +407,8 @@ class CheckedSession:
 
     def _check_call(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         """The kinds of the outputs that this call must give."""
+        if bound := [name for name in inputs if name in self._bound]:
+            raise InputError(f"{self.name}: input {bound[0]} is bound", "leave it out, or bind the other one")
         shapes = self._bound | self._check(inputs)
         if missing := [n for n in self._inputs if n not in shapes]:
             raise InputError(f"{self.name}: input {missing[0]} is missing; expected {self._expected()}")

@@ -182,8 +182,9 @@ class Pipeline:
         engine: None for the one it was built for (ONNX Runtime for an ONNX bundle). device: the engine's own name for
         it, None for its default; never another than asked for. Or names by component, ``{"unet": "gpu"}`` or
         ``"unet=gpu,vae_decoder=cpu"``; the others run on the default. threads: compute threads, None for the engine's
-        choice. options: the engine's own, ``{"name": "value"}``. cache: a folder for what the engine compiles, so that
-        the next opening is faster; not every engine has use for one.
+        choice; with devices by component, for those on a cpu or on the default. options: the engine's own, ``{"name":
+        "value"}``. cache: a folder for what the engine compiles, so that the next opening is faster; not every engine
+        has use for one.
 
         low_memory: load nothing now. Each generation loads, runs and releases the text encoders, the VAE's encoder, the
         denoiser and the VAE's decoder in turn, so that never two networks are in memory; the pictures are the same.
@@ -210,9 +211,12 @@ class Pipeline:
         sessions: dict[str, Session] = {}
         opening = OpenOptions(threads, None if cache is None else Path(cache), dict(options or {}))
         devices = devices_by_component(bundle, device)
+        # Without any such component nothing is left out: the engine says what it cannot do.
+        for_threads = {d for d in map(devices.get, facts.components) if d in (None, "cpu")} or set(devices.values())
 
         def opener(name: str) -> Session:
-            return open_session(bundle, name, engine=engine, device=devices.get(name), options=opening)
+            mine = opening if devices.get(name) in for_threads else replace(opening, threads=None)
+            return open_session(bundle, name, engine=engine, device=devices.get(name), options=mine)
 
         try:
             for name in (*(text.component for text in facts.text_encoders), facts.denoiser.component, "vae_decoder"):

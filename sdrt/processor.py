@@ -31,6 +31,11 @@ def features() -> tuple[str, ...]:
     return ()
 
 
+def is_x86() -> bool:
+    """Of 32 or 64 bits."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+
+
 def memory() -> int:
     """Bytes of main memory; 0 where the system does not tell."""
     try:

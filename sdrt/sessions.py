@@ -16,7 +16,7 @@ Opener = Callable[[str], Session]
 """Component → its session."""
 
 Clock = Callable[[float], object]
-"""Takes the seconds of each opening, of each preparing for sizes, and of each release."""
+"""Takes the seconds of each opening, of each compiling for sizes, and of each release."""
 
 Sizes = Mapping[str, int]
 """As ``Session.prepare`` takes them."""
@@ -28,8 +28,8 @@ class Sessions(Protocol):
     def use(
         self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False
     ) -> AbstractContextManager[Session]:
-        """``with sessions.use(name, clock) as session``: opened where it is not yet, and prepared for sizes that differ
-        from the last ones. keep: another use follows soon.
+        """``with sessions.use(name, clock) as session``: opened where it is not yet, and prepared for the sizes.
+        keep: another use follows soon.
 
         Raises what opening and preparing raise, and InputError once closed.
         """
@@ -48,7 +48,6 @@ class Kept:
         self._opened, self._opener = opened, opener
         self._lock = threading.Lock()  # a session is opened by a generation, and closed from any thread
         self._closed = False
-        self._prepared: dict[str, Sizes] = {}
 
     @contextmanager
     def use(self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False) -> Iterator[Session]:
@@ -60,10 +59,8 @@ class Kept:
                 self._opened[name] = self._opener(name)
                 timed(time.perf_counter() - started)
             session = self._opened[name]
-        if sizes is not None and self._prepared.get(name) != sizes:
-            started = time.perf_counter()
-            session.prepare(sizes)
-            self._prepared[name] = sizes
+        started = time.perf_counter()
+        if sizes is not None and session.prepare(sizes):
             timed(time.perf_counter() - started)
         yield session
 
@@ -102,9 +99,8 @@ class OneAtATime:
                     self.release(other)
                 self._opened[name] = _Detached(self._opener(name))
             try:
-                if opening:
-                    if sizes is not None:
-                        self._opened[name].prepare(sizes)
+                compiled = sizes is not None and self._opened[name].prepare(sizes)
+                if opening or compiled:
                     timed(time.perf_counter() - started)
                 yield self._opened[name]
             except BaseException:

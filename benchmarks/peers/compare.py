@@ -6,8 +6,8 @@
 MODELS is what prepare.py made, DIRs are environments that make_env.py made, each BUNDLE is one of sdrt's, of the same
 checkpoint; the first is what all others are compared with. First each makes a picture from the same noise, which is
 held against diffusers' in float32; then memory and a cold start, then time; with --time-only time alone, all loaded
-together (which takes less than their peaks, as mapped weights can be dropped). The table is Markdown. "20 steps" is what
-the stages add up to: the whole, with 20 times the median step for the steps that were made.
+together (which takes less than their peaks, as mapped weights can be dropped). The table is Markdown. "20 steps" is
+what the stages add up to: the whole, with 20 times the median step for the steps that were made.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def main() -> int:
     rows = [tuple(row(v, compared.get(v.name), decibels.get(v.name))) for v in report.variants]
     for line in (head, ("---",) * len(head), *rows):
         print(f"| {' | '.join(line)} |")
-    print(
-        f"\n{args.shape}, {args.steps} steps, {args.starts} starts of {args.iterations} batches after {args.warmups} of warming up"
-    )
+    print(f"\n{args.shape}, {args.steps} steps, {args.starts} starts of {args.warmups} + {args.iterations} batches")
     for name, failure in report.failures.items():
         print(f"{name} failed: {failure}", file=sys.stderr)
     return 1 if report.failures else 0

@@ -5,8 +5,10 @@
 
 MODELS, BUNDLE and --peers as in compare.py, whose plans these are. Each runs once without being timed, which fills its
 folder of CACHES and the system's cache of files; then in fresh processes, one at a time, in an order that changes. "To
-the first step": start, imports, loading, text, compiling, until the first step is done; what follows it is left out.
-Its network call is told apart, as the part that no loading can shorten. Memory is the peak until the picture is done.
+the first step": start, imports, loading, text, compiling (the VAE's decoder, too, which some do before and some after
+the step), until the first step is done; later steps, decoding and what makes pictures of it are left out. Its network
+call is told apart, as the part that no loading can shorten. Memory is the peak until the picture is done. One that
+fails is told, and left out.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 from benchmarks.peers import compare
 from sdrt.bench.memory import MemorySampler
 from sdrt.bench.rounds import Plan
+from sdrt.errors import SdrtError
 
 CACHING = ("optimum-intel", "openvino-genai")
 """The peers whose runners take a cache."""
@@ -72,9 +75,13 @@ def main() -> int:
     args = parser.parse_args()
     args.steps, args.sdcpp = 1, None
     planned = plans(args)
-    for name, plan in planned.items():
+    for name, plan in list(planned.items()):
         print(f"warm-up: {name}", file=sys.stderr)
-        once(plan)
+        try:
+            once(plan)
+        except SdrtError as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            del planned[name]
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in planned}
     order = random.Random(0)
     for turn in range(args.n):

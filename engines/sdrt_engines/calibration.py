@@ -236,8 +236,8 @@ class _Recording:
         self._number = 0
         self._bound: dict[str, Array] = {}
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        self._session.prepare(sizes)
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        return self._session.prepare(sizes)
 
     def bind(self, **constants: Array) -> None:
         self._bound |= constants

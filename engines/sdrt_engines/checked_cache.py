@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from sdrt.errors import InputError
 from sdrt.staging import replacing
 
 
@@ -18,16 +19,22 @@ from sdrt.staging import replacing
 def checked(folder: str | None) -> Iterator[None]:
     """Around compiling: what does not have its hash is removed before, what is new gets it after. None: no cache.
 
-    Two processes that fill one folder may remove what the other just wrote; it is compiled once more then.
+    Two processes that fill one folder may remove what the other just wrote; it is compiled once more then. InputError
+    for a damaged file that cannot be removed: it would be used.
     """
     if folder is None:
         yield
         return
     for blob in Path(folder).glob("*.blob"):
         if _recorded(blob) != _hash(blob):
-            with contextlib.suppress(OSError):  # another process was faster, or (Windows) has it open
-                blob.unlink()
-                _beside(blob).unlink()
+            try:
+                blob.unlink(missing_ok=True)  # another process was faster
+                _beside(blob).unlink(missing_ok=True)
+            except OSError as error:  # another user's, or (Windows) open
+                raise InputError(
+                    f"{blob}: is damaged, or was not written to its end, and cannot be removed: {error.strerror}",
+                    "remove it, or give another folder as cache",
+                ) from None
     yield
     for blob in Path(folder).glob("*.blob"):
         if (found := _hash(blob)) is not None and found != _recorded(blob):

@@ -63,8 +63,8 @@ class NullSession:
         self.spec = spec
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """There is nothing to compile."""
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        return False
 
     def bind(self, **constants: Array) -> None:
         self._shapes.update({name: array.shape for name, array in constants.items()})

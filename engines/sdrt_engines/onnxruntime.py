@@ -213,8 +213,8 @@ class OrtSession:
         self._binding = self._session.io_binding()
         self._kept: dict[str, Any] = {}
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """One network runs all sizes."""
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        return False  # one network runs all sizes
 
     def bind(self, **constants: Array) -> None:
         for name, array in constants.items():

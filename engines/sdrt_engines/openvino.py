@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,12 @@ def devices() -> Sequence[Device]:
     library = _library()
     found = []
     for name in _core().available_devices:
-        full = str(_core().get_property(name, "FULL_DEVICE_NAME"))
-        capabilities = [c for c in _capabilities(name) if c in (*_CAPABILITY.values(), "INT8")]
+        try:
+            full = str(_core().get_property(name, "FULL_DEVICE_NAME"))
+            capabilities = [c for c in _capabilities(name) if c in (*_CAPABILITY.values(), "INT8")]
+        except RuntimeError as error:  # a broken driver is no reason to do without the processor
+            logger.warning("openvino's %s is left out, it cannot be asked: %s", name, error)
+            continue
         what = f"{full}, {' '.join(capabilities)}, openvino {library.__version__.split('-')[0]}"
         found.append(Device(name.lower(), what, _memory(name)))
     if not found:
@@ -226,8 +231,9 @@ def _hide_pointwise_weights(model: Any) -> None:
         if scaled is None or scaled.get_type_name() != "Multiply":
             continue
         shape = list(node.input_value(1).get_shape())
-        if shape[2:] == [1, 1]:
-            values, scales = (scaled.input_value(i) for i in (0, 1))
+        values, scales = (scaled.input_value(i) for i in (0, 1))
+        first, *others = list(scales.get_shape()) or [1]
+        if shape[2:] == [1, 1] and first in (1, shape[0]) and math.prod(others) == 1:
             matrix = opset.multiply(
                 opset.reshape(values, shape[:2], special_zero=False), opset.reshape(scales, [-1, 1], special_zero=False)
             )
@@ -248,13 +254,10 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     if chosen != AUTO and chosen not in [d.name for d in held]:
         raise unknown_device("openvino", chosen, held)
     artifact = bundle.component(name).artifact
-    compute = _compute(chosen, artifact.precision, own)
+    if own.shapes == "any" and chosen.startswith("npu"):
+        raise InputError("openvino: an npu takes one size at a time, shapes is any", "leave -O shapes out")
+    compute = _compute(name, chosen, artifact, own)
     _check_weight_bits(name, chosen, artifact)
-    if artifact.facts.get("winograd") and compute != "f32":
-        raise DeviceError(
-            f"{name}: was built with Winograd's convolutions, too coarse in {compute}; it computes in f32",
-            "sdrt build ONNX_BUNDLE OUT --engine openvino -O winograd=none, or leave -O compute out",
-        )
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": own.hint.upper(),
         "INFERENCE_PRECISION_HINT": getattr(library.Type, compute),
@@ -272,16 +275,26 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     return OpenVinoSession(bundle, name, chosen, settings, own)
 
 
-def _compute(device: str, precision: str, options: OpenVinoOptions) -> str:
-    """What to compute in; DeviceError when the device has no such type."""
+def _compute(name: str, device: str, artifact: Artifact, options: OpenVinoOptions) -> str:
+    """What to compute in; DeviceError when the device has no such type, or the artifact is not for it."""
     listed = [] if device == AUTO else _capabilities(device.upper())
     if options.compute == "auto":
-        asked = "f16" if precision == "fp16" and "FP16" in listed else "f32"
+        asked = "f16" if artifact.precision == "fp16" and "FP16" in listed else "f32"
     else:
         asked = options.compute
+    if device == AUTO and asked != "f32":
+        # The choice may come after compiling, and may change: there is nothing to check or to read back.
+        raise DeviceError(f"openvino's auto cannot promise to compute in {asked}", f"name the device: {_named()}")
     # The NPU lists what its compiler takes; GPUs and CPUs what they compute in.
-    if listed and _CAPABILITY[asked] not in listed:
-        has = [short for short, capability in _CAPABILITY.items() if capability in listed]
+    lacks = bool(listed) and _CAPABILITY[asked] not in listed
+    has = [short for short, capability in _CAPABILITY.items() if capability in listed]
+    if artifact.facts.get("winograd") and (asked != "f32" or lacks):
+        raise DeviceError(
+            f"{name}: was built with Winograd's convolutions, too coarse for anything but f32; asked for {asked}, "
+            f"{device} has {', '.join(has) or 'not said what'}",
+            "sdrt build ONNX_BUNDLE OUT --engine openvino -O winograd=none" + ("" if lacks else ", or -O compute=f32"),
+        )
+    if lacks:
         raise DeviceError(
             f"openvino's {device} does not compute in {asked} here; it has {', '.join(has)}",
             f"-O compute={has[0]}" if has else "choose another device",
@@ -289,10 +302,14 @@ def _compute(device: str, precision: str, options: OpenVinoOptions) -> str:
     return asked
 
 
+def _named() -> str:
+    return ", ".join(device.name for device in devices())
+
+
 def _check_weight_bits(name: str, device: str, artifact: Artifact) -> None:
-    """DeviceError for 8-bit weights on an x86 CPU whose sums of products would overflow."""
+    """DeviceError for 8-bit weights on an x86 CPU whose sums of products would overflow, or that does not tell."""
     features = processor.features()
-    overflows = "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
+    overflows = processor.is_x86() and not {"avx512_vnni", "avx_vnni"} & set(features)
     if (
         device in ("cpu", AUTO)
         and overflows
@@ -300,7 +317,8 @@ def _check_weight_bits(name: str, device: str, artifact: Artifact) -> None:
         and artifact.facts.get("weight_bits") == 8
     ):
         raise DeviceError(
-            f"{name}: was built with weight_bits=8, and this processor has no VNNI: sums would overflow in 16 bits",
+            f"{name}: was built with weight_bits=8, and this processor {'has' if features else 'is not known to have'} "
+            f"{'no ' if features else ''}VNNI: sums would overflow in 16 bits",
             "sdrt build ONNX_BUNDLE OUT --engine openvino --precision int8, without -O weight_bits=8",
         )
 
@@ -320,11 +338,14 @@ class OpenVinoSession:
         self._requests: dict[Any, Any] = {}  # by the inputs' shapes, the one used last at the end
         self._kept: dict[str, Array] = {}
         self._holds_kept: Any = None
+        self._compilations = 0
         if options.shapes == "any":
             self._requests[None] = self._compiled()
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        before = self._compilations
         self._request({spec.name: spec.at(sizes) for spec in self.spec.inputs})
+        return self._compilations > before
 
     def bind(self, **constants: Array) -> None:
         self._kept |= {name: np.array(array, order="C") for name, array in constants.items()}
@@ -370,6 +391,7 @@ class OpenVinoSession:
     def _compiled(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
         """A request of the network as compiled for these shapes, or for all; DeviceError."""
         started = time.perf_counter()
+        self._compilations += 1
         model, self._model = self._model if self._model is not None else _read(self._bundle, self.name), None
         try:
             if shapes is not None:
@@ -394,8 +416,9 @@ def _read(bundle: Bundle, name: str) -> Any:
     entry, weights = (bundle.path(file.path) for file in spec.artifact.files[:2])
     try:
         model = _core().read_model(entry, weights)
+        fractional = any(told.name == TIMESTEP and told.dtype == "f32" for told in spec.inputs)
         for port in model.inputs:
-            if TIMESTEP in port.names:  # in int64 for other loaders
+            if fractional and TIMESTEP in port.names:  # in int64 for other loaders
                 port.get_node().set_element_type(library.Type.f32)
         model.validate_nodes_and_infer_types()
     except RuntimeError as error:

@@ -213,3 +213,12 @@ def test_commands_on_their_directory(compared: tuple[Path, Compared], cli: Cli) 
     )
     for name, picture in ours(folder / "rebuilt", CASES).items():
         assert psnr(pictures["optimum, theirs"][name], picture, peak=1.0) >= FLOOR_DB, name
+
+
+def test_openvino_from_their_onnx(compared: tuple[Path, Compared], cli: Cli) -> None:
+    """Their timesteps are whole numbers, and stay so."""
+    folder, pictures = compared
+    done = cli("build", folder / "theirs", folder / "rebuilt-ir", "--engine", "openvino", "--force")
+    assert done.returncode == 0, done.stderr
+    for name, picture in ours(folder / "rebuilt-ir", CASES).items():
+        assert psnr(pictures["optimum, theirs"][name], picture, peak=1.0) >= FLOOR_DB, name

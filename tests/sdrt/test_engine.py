@@ -112,6 +112,18 @@ def test_an_output_that_is_not_there_is_named(bundle: Path) -> None:
         session.run(**good())
 
 
+def test_what_is_bound_is_not_given_again(bundle: Path) -> None:
+    """Engines would keep the other one, for the next call, too."""
+    session = open_session(bundles.load(bundle), "unet", engine="null")
+    states = {"encoder_hidden_states": np.zeros((2, 77, 32), np.float32)}
+    session.run(**good(), **states)
+    session.bind(**states)
+    for _ in range(2):
+        with pytest.raises(InputError, match="unet: input encoder_hidden_states is bound"):
+            session.run(**good(), **states)
+    session.run(**good())
+
+
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize(
     ("device", "unet", "others"),
@@ -132,6 +144,32 @@ def test_each_component_is_opened_on_its_device(
         pipe("a fox", num_inference_steps=1)
     decoder = "npu" if "npu" in str(device) else others
     assert opened == {"text_encoder": others, "unet": unet, "vae_decoder": decoder}
+
+
+@pytest.mark.parametrize(
+    ("device", "given"),
+    [
+        (None, {"text_encoder", "unet", "vae_decoder"}),
+        ("gpu", {"text_encoder", "unet", "vae_decoder"}),
+        ("unet=gpu", {"text_encoder", "vae_decoder"}),
+        ("text_encoder=cpu,unet=gpu,vae_encoder=npu,vae_decoder=npu", {"text_encoder"}),
+        ("text_encoder=npu,unet=gpu,vae_encoder=npu,vae_decoder=npu", {"text_encoder", "unet", "vae_decoder"}),
+    ],
+)
+def test_threads_are_for_processors(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, given: set[str]
+) -> None:
+    """Other devices would refuse them; only where there is no processor at all they are given, to be refused."""
+    opened: dict[str, int | None] = {}
+
+    def open_null(held: Any, name: str, device: str | None, options: Any) -> null.NullSession:
+        opened[name] = options.threads
+        return null.NullSession(held.component(name))
+
+    monkeypatch.setattr(null, "open", open_null)
+    with Pipeline.from_pretrained(bundle, "null", device, threads=3):
+        pass
+    assert {name for name, threads in opened.items() if threads == 3} == given
 
 
 def test_devices_that_are_refused(bundle: Path) -> None:

@@ -128,6 +128,23 @@ def test_low_memory_compiles_once(built: Path, filled: Path, expected: Any) -> N
     assert written(filled).items() >= before.items()
 
 
+def test_damage_that_cannot_be_removed_is_not_used(
+    built: Path, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Path(shutil.copytree(filled, tmp_path / "cache"))
+    name, data = next(iter(contents(cache).items()))
+    (cache / name).write_bytes(flipped(0.5)(data))
+    damaged = contents(cache)
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(InputError, match=r"is damaged, .* cannot be removed: Operation not permitted"):
+        picture(built, cache)
+    assert contents(cache) == damaged
+
+
 @pytest.fixture
 def no_room(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("in the way")

@@ -134,6 +134,20 @@ def test_bound_constants_are_kept(engine: str, built: Path) -> None:
     session.close()
 
 
+def test_preparing_is_for_the_calls_that_follow(engine: str, built: Path) -> None:
+    """Nothing is left to be compiled by them, and they compute the same."""
+    session = open_session(bundle.load(built), "unet", engine=engine)
+    arrays = inputs_of(session)
+    expected = session.run(**arrays)["out_sample"]
+    session.prepare({"B": 1, "H": 64, "W": 64, "T": 77})
+    session.run(**inputs_of(session, B=1, H=64, W=64))
+    assert not session.prepare({"B": 1, "H": 64, "W": 64, "T": 77})
+    np.testing.assert_allclose(session.run(**arrays)["out_sample"], expected, atol=1e-5)
+    with pytest.raises(InputError, match="multiple"):
+        session.prepare({"B": 1, "H": 63, "W": 64, "T": 77})
+    session.close()
+
+
 def test_bad_inputs_are_told(session: Session) -> None:
     arrays = inputs_of(session)
     name = next(iter(arrays))

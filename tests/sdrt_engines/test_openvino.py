@@ -13,7 +13,7 @@ import pytest
 import sdrt
 from sdrt import BuildError, BundleError, DeviceError, InputError, Pipeline, demo
 from sdrt import bundle as bundles
-from sdrt.engine import BuildOptions, OpenOptions, open_session
+from sdrt.engine import BuildOptions, Device, OpenOptions, open_session
 from sdrt.metrics import psnr
 from sdrt.tokenizer import ClipTokenizer
 from sdrt.verify import reference_cases
@@ -144,9 +144,10 @@ def test_fractional_timesteps_are_kept(built: Callable[..., Path], bundle: Path)
     ort.close()
 
 
-def test_weights_in_float16_take_half(built: Callable[..., Path]) -> None:
-    sizes = {p: (built(precision=p) / "unet" / "openvino_model.bin").stat().st_size for p in ("fp32", "fp16")}
+def test_weights_take_half_and_a_quarter(built: Callable[..., Path]) -> None:
+    sizes = {p: (built(precision=p) / "unet" / "openvino_model.bin").stat().st_size for p in ("fp32", "fp16", "w8")}
     assert sizes["fp16"] < 0.52 * sizes["fp32"]
+    assert sizes["w8"] < 0.32 * sizes["fp32"]
 
 
 def test_int8_weights_use_seven_bits(
@@ -168,6 +169,7 @@ def test_eight_bits_are_refused_without_vnni(
     built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, models: Callable[[str], Model], tmp_path: Path
 ) -> None:
     options = BuildOptions(precision={"vae_decoder": "int8"}, extra={"weight_bits": "8"})
+    monkeypatch.setattr("sdrt.processor.is_x86", lambda: True)
     monkeypatch.setattr("sdrt.processor.features", lambda: ("avx", "avx2", "avx512_vnni"))
     build(models("tiny-sd").bundle, tmp_path / "out", "openvino", options)
     held = bundles.load(tmp_path / "out")
@@ -177,7 +179,10 @@ def test_eight_bits_are_refused_without_vnni(
     with pytest.raises(DeviceError, match="no VNNI") as caught:
         open_session(held, "vae_decoder")
     assert "without -O weight_bits=8" in caught.value.fix
-    monkeypatch.setattr("sdrt.processor.features", lambda: ("asimd",))
+    monkeypatch.setattr("sdrt.processor.features", lambda: ())  # Windows and macOS tell nothing
+    with pytest.raises(DeviceError, match="is not known to have VNNI"):
+        open_session(held, "vae_decoder")
+    monkeypatch.setattr("sdrt.processor.is_x86", lambda: False)
     open_session(held, "vae_decoder").close()
 
 
@@ -216,6 +221,12 @@ def test_build_starts_from_onnx(built: Callable[..., Path], tmp_path: Path) -> N
 # -- opening -----------------------------------------------------------------------------------------------------------
 
 
+def compiled(session: Any) -> Any:
+    """What the session's only request runs."""
+    (request,) = session._session._requests.values()
+    return request.get_compiled_model()
+
+
 def test_open_options_give_the_same_picture(built: Callable[..., Path]) -> None:
     held = bundles.load(built())
     inputs, _ = next(iter(reference_cases(held, "unet").values()))
@@ -229,6 +240,11 @@ def test_open_options_give_the_same_picture(built: Callable[..., Path]) -> None:
     ):
         session = open_session(held, "unet", device=device, options=OpenOptions(threads=None, extra=extra))
         seen.append(session.run(**inputs)["out_sample"])
+        if device == "cpu":
+            hint = compiled(session).get_property("PERFORMANCE_HINT")
+            assert (hint.name == "THROUGHPUT") == (extra.get("hint") == "throughput")
+            if "streams" in extra:
+                assert compiled(session).get_property("NUM_STREAMS") == 2
         session.close()
     assert min(psnr(seen[0], other) for other in seen[1:]) >= 110
 
@@ -238,32 +254,58 @@ def test_threads(built: Callable[..., Path]) -> None:
     inputs, _ = next(iter(reference_cases(held, "unet").values()))
     session = open_session(held, "unet", options=OpenOptions(threads=1))
     session.run(**inputs)
-    compiled = session._session._requests.popitem()[1].get_compiled_model()  # type: ignore[attr-defined]
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled(session).get_property("INFERENCE_NUM_THREADS") == 1
     session.close()
     with pytest.raises(InputError, match="threads are for the cpu, the device is auto"):
         open_session(held, "unet", device="auto", options=OpenOptions(threads=1))
 
 
-def test_sizes_that_come_again_are_kept(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    held = bundles.load(built())
-    compiled: list[Any] = []
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Component and shapes of each compilation from now on."""
+    seen: list[Any] = []
     original = engine.OpenVinoSession._compiled
     monkeypatch.setattr(
         engine.OpenVinoSession,
         "_compiled",
-        lambda self, shapes=None: (compiled.append(shapes), original(self, shapes))[1],
+        lambda self, shapes=None: (seen.append((self.name, shapes)), original(self, shapes))[1],
     )
+    return seen
+
+
+def test_a_generation_compiles_each_network_once(built: Callable[..., Path], compilations: list[Any]) -> None:
+    """Before its first call, in the loading that is told; another size anew, and the same one not again."""
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+    with Pipeline.from_pretrained(built()) as pipe:
+        for side, guidance_scale, expected in (
+            (64, 7.5, ["text_encoder", "unet", "vae_decoder"]),
+            (64, 7.5, []),
+            (72, 7.5, ["unet", "vae_decoder"]),
+            (72, 1.0, ["text_encoder", "unet"]),
+        ):
+            compilations.clear()
+            got = pipe("a fox", width=side, height=64, guidance_scale=guidance_scale, **arguments)
+            assert [name for name, _ in compilations] == expected
+            assert (got.timings.load > 0) == bool(expected)
+        compilations.clear()
+        pipe.decode(np.zeros((1, 4, 8, 8), np.float32), "np")
+        got = pipe("a fox", width=72, height=64, guidance_scale=1.0, **arguments)
+        assert [name for name, _ in compilations] == ["vae_decoder"] * 2, "a preview of another size took its place"
+        assert got.timings.load > 0
+
+
+def test_sizes_that_come_again_are_kept(built: Callable[..., Path], compilations: list[Any]) -> None:
+    held = bundles.load(built())
     small, large = (np.zeros((1, 4, side, side), np.float32) for side in (8, 9))
     for keep, expected in ((1, 4), (2, 2)):
-        compiled.clear()
+        compilations.clear()
         session = open_session(held, "vae_decoder", options=OpenOptions(extra={"keep": str(keep)}))
         first = session.run(latent_sample=small)["sample"]
         session.run(latent_sample=large)
         np.testing.assert_array_equal(session.run(latent_sample=small)["sample"], first)
         session.run(latent_sample=large)
         session.close()
-        assert len(compiled) == expected
+        assert len(compilations) == expected
 
 
 @pytest.mark.parametrize(
@@ -310,9 +352,46 @@ def test_rewritten_convolutions_compute_in_float32_only(
 ) -> None:
     held = bundles.load(built(extra=ALL))
     monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "BF16"])
-    with pytest.raises(DeviceError, match="too coarse in bf16") as caught:
+    with pytest.raises(
+        DeviceError, match="too coarse for anything but f32; asked for bf16, cpu has f32, bf16"
+    ) as caught:
         open_session(held, "unet", options=OpenOptions(extra={"compute": "bf16"}))
-    assert "-O winograd=none" in caught.value.fix
+    assert caught.value.fix.endswith("-O winograd=none, or -O compute=f32")
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP16", "INT8"])  # an NPU: no other -O helps
+    with pytest.raises(DeviceError, match="too coarse for anything but f32; asked for f32, cpu has f16") as caught:
+        open_session(held, "unet")
+    assert caught.value.fix.endswith("-O winograd=none")
+
+
+@pytest.mark.parametrize("compute", ["bf16", "f16"])
+def test_auto_promises_no_type(built: Callable[..., Path], compute: str) -> None:
+    """Of what it chooses, later perhaps, nothing can be read back."""
+    with pytest.raises(DeviceError, match=f"auto cannot promise to compute in {compute}"):
+        open_session(bundles.load(built()), "unet", device="auto", options=OpenOptions(extra={"compute": compute}))
+
+
+def test_an_npu_takes_one_size_at_a_time(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "devices", lambda: [Device("cpu", "a CPU", 0), Device("npu", "an NPU", 0)])
+    with pytest.raises(InputError, match="an npu takes one size at a time, shapes is any"):
+        open_session(bundles.load(built()), "unet", device="npu", options=OpenOptions(extra={"shapes": "any"}))
+
+
+def test_a_device_that_cannot_be_asked_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = engine._core()
+
+    class Broken:
+        available_devices = (*core.available_devices, "GPU")
+
+        def get_property(self, device: str, name: str) -> Any:
+            if device == "GPU":
+                raise RuntimeError("driver says no")
+            return core.get_property(device, name)
+
+    monkeypatch.setattr(engine, "_core", Broken)
+    assert [device.name for device in engine.devices()] == ["cpu"]
+    assert "GPU is left out, it cannot be asked: driver says no" in caplog.text
 
 
 def test_no_other_device_in_place_of_one_that_is_missing(built: Callable[..., Path]) -> None:

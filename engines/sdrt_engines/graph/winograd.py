@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt.errors import BuildError
 from sdrt_engines.graph import work
 from sdrt_engines.graph.external import Weights
 
@@ -30,6 +29,9 @@ FLOAT = 1
 
 ROWS, TAPS, POINTS = 4, 3, 6
 """Rows of output that one tile makes, taps of the filter, and rows of input that it takes: ROWS + TAPS - 1."""
+
+OPSET = 15
+"""From which on ``Shape`` can be asked for one dimension."""
 
 LEAST = 128
 """Channels in and out. With fewer, the transforms cost what the multiplications save: a U-Net of 64 to 128 channels was
@@ -72,8 +74,10 @@ def winograd(
 
     Those of stride 1, padding 1 and constant weights, with at least ``LEAST`` channels on both sides. Any height and
     width. Filters take twice the memory. which: "all"; "large": those whose picture has ``POSITIONS`` or more with
-    ``inputs`` of these shapes; "none".
+    ``inputs`` of these shapes; "none". Graphs below ``OPSET`` stay as they are.
     """
+    if max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0) < OPSET:
+        which = "none"
     shapes = _shapes(model, inputs or {}) if which == "large" else None
     nodes: list[Any] = []
     rewritten = 0
@@ -91,8 +95,8 @@ def winograd(
 def _shapes(model: Any, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     try:
         return work.shapes(model, inputs)
-    except BuildError as error:  # a graph of somebody else's; it is right as it is
-        _log.warning("convolutions are left as they are: %s", error.message)
+    except Exception as error:  # of a graph that somebody else wrote, any; it is right as it is
+        _log.warning("convolutions are left as they are: %s", getattr(error, "message", None) or repr(error))
         return {}
 
 

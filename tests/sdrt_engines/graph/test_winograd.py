@@ -76,6 +76,8 @@ def test_nothing_but_standard_operators(tmp_path: Path) -> None:
         {"pads": [0, 0, 1, 1]},
         {"channels": C - 1},
         {"outputs": C - 1},
+        {"group": 2},
+        {"auto_pad": "SAME_UPPER"},
     ],
     ids=str,
 )
@@ -116,6 +118,13 @@ def test_a_graph_whose_shapes_are_not_told_is_left_alone(tmp_path: Path, caplog:
     model.graph.node.add(op_type="Einsum", input=["y"], output=["z"])
     assert winograd(model, Weights(model, tmp_path), "large", {"x": (1, C, 64, 64)}) == {}
     assert "convolutions are left as they are" in caplog.text
+
+
+def test_graphs_of_old_operator_sets_are_left_alone(tmp_path: Path) -> None:
+    for version, count in ((14, 0), (15, 1)):
+        model = convolution()
+        model.opset_import[0].version = version
+        assert winograd(model, Weights(model, tmp_path)).get("winograd", 0) == count
 
 
 def test_computed_filters_are_left_alone(tmp_path: Path) -> None:
