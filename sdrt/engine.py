@@ -272,6 +272,15 @@ def devices_by_component(bundle: Bundle, device: str | Mapping[str, str] | None)
     return resolve(value, bundle.manifest.components, None, "device")
 
 
+def threads_by_component(threads: int | None, devices: Mapping[str, str | None]) -> dict[str, int | None]:
+    """Of components on several devices, ``threads`` are for those on a cpu or on the default.
+
+    Where there is none of these they are for all: the engine tells what it cannot do.
+    """
+    processors = {name for name, device in devices.items() if device in (None, "cpu")} or set(devices)
+    return {name: threads if name in processors else None for name in devices}
+
+
 def check_profiles(name: str, component: Component, sizes: Mapping[str, int]) -> None:
     """InputError, which lists what is held and the command for more, unless one of the profiles admits ``sizes``."""
     profiles = component.artifact.profiles

@@ -27,6 +27,7 @@ from sdrt.engine import (
     devices_by_component,
     open_session,
     opening_engine,
+    threads_by_component,
     widened,
 )
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
@@ -211,11 +212,10 @@ class Pipeline:
         sessions: dict[str, Session] = {}
         opening = OpenOptions(threads, None if cache is None else Path(cache), dict(options or {}))
         devices = devices_by_component(bundle, device)
-        # Without any such component nothing is left out: the engine says what it cannot do.
-        for_threads = {d for d in map(devices.get, facts.components) if d in (None, "cpu")} or set(devices.values())
+        by_threads = threads_by_component(threads, devices)
 
         def opener(name: str) -> Session:
-            mine = opening if devices.get(name) in for_threads else replace(opening, threads=None)
+            mine = replace(opening, threads=by_threads.get(name))
             return open_session(bundle, name, engine=engine, device=devices.get(name), options=mine)
 
         try:

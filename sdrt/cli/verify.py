@@ -11,7 +11,7 @@ import click
 from sdrt import bundle as bundles
 from sdrt import verify
 from sdrt.cli import Command, common
-from sdrt.engine import ONNX, OpenOptions, devices_by_component, open_session
+from sdrt.engine import ONNX, OpenOptions, devices_by_component, open_session, threads_by_component
 from sdrt.errors import BundleError, NumericsError
 
 
@@ -36,6 +36,7 @@ def command(
 
     held = bundles.load(bundle)
     devices = devices_by_component(held, device)
+    by_threads = threads_by_component(threads, devices)
     if held.manifest.unhashed():
         graphs = all(component.artifact.engine == ONNX for component in held.manifest.components.values())
         command = f"sdrt build {bundle} OUT --engine onnxruntime" if graphs else "sdrt export MODEL OUT"
@@ -53,7 +54,7 @@ def command(
     if not damaged:
         click.echo(f"{common.size(total)} in {sum(1 for _ in held.manifest.all_files())} files: hashes match", err=True)
         for name, component in held.manifest.components.items():
-            measured = _measure(held, name, engine, devices[name], OpenOptions(threads, cache, extra))
+            measured = _measure(held, name, engine, devices[name], OpenOptions(by_threads[name], cache, extra))
             if not measured:
                 unmeasured.append(name)
                 click.echo(f"{name}: no reference vectors of the sizes that it was built for", err=True)
