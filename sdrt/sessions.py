@@ -28,8 +28,8 @@ class Sessions(Protocol):
     def use(
         self, name: str, timed: Clock, *, sizes: Sizes | None = None, keep: bool = False
     ) -> AbstractContextManager[Session]:
-        """``with sessions.use(name, clock) as session``: opened where it is not yet, and prepared for the sizes.
-        keep: another use follows soon.
+        """``with sessions.use(name, clock) as session``: opened where it is not yet, and prepared for sizes that differ
+        from the last ones. keep: another use follows soon.
 
         Raises what opening and preparing raise, and InputError once closed.
         """
@@ -46,6 +46,7 @@ class Kept:
 
     def __init__(self, opened: dict[str, Session], opener: Opener) -> None:
         self._opened, self._opener = opened, opener
+        self._prepared = _Prepared()
         self._lock = threading.Lock()  # a session is opened by a generation, and closed from any thread
         self._closed = False
 
@@ -60,7 +61,7 @@ class Kept:
                 timed(time.perf_counter() - started)
             session = self._opened[name]
         started = time.perf_counter()
-        if sizes is not None and session.prepare(sizes):
+        if self._prepared.compiled(name, session, sizes):
             timed(time.perf_counter() - started)
         yield session
 
@@ -83,6 +84,7 @@ class OneAtATime:
     def __init__(self, opened: dict[str, Session], opener: Opener) -> None:
         """``opened`` shows which one is open; it starts empty."""
         self._opened, self._opener = opened, opener
+        self._prepared = _Prepared()
         # A stream that nobody holds any more releases its denoiser wherever Python collects it, so in a use, too.
         self._lock = threading.RLock()
         self._closed = False
@@ -99,8 +101,7 @@ class OneAtATime:
                     self.release(other)
                 self._opened[name] = _Detached(self._opener(name))
             try:
-                compiled = sizes is not None and self._opened[name].prepare(sizes)
-                if opening or compiled:
+                if self._prepared.compiled(name, self._opened[name], sizes) or opening:
                     timed(time.perf_counter() - started)
                 yield self._opened[name]
             except BaseException:
@@ -116,6 +117,7 @@ class OneAtATime:
         with self._lock:
             if name in self._opened:
                 self._opened.pop(name).close()
+                self._prepared.forget(name)
                 give_back()
 
     def close(self) -> None:
@@ -123,6 +125,27 @@ class OneAtATime:
             self._closed = True
             for name in list(self._opened):
                 self.release(name)
+
+
+class _Prepared:
+    """The sizes that each session was prepared for last, so that steps, which are all alike, ask nothing."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, Sizes] = {}
+
+    def compiled(self, name: str, session: Session, sizes: Sizes | None) -> bool:
+        """Whether anything had to be. None: a call of unknown sizes, after which nobody knows what is compiled."""
+        if sizes is None:
+            self.forget(name)
+            return False
+        if self._sizes.get(name) == sizes:
+            return False
+        compiled = session.prepare(sizes)
+        self._sizes[name] = sizes
+        return compiled
+
+    def forget(self, name: str) -> None:
+        self._sizes.pop(name, None)
 
 
 class _Detached:

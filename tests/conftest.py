@@ -77,18 +77,18 @@ def models(_store: Path, cli: Cli) -> Callable[[str], Model]:
     def make(name: str) -> Model:
         from sdrt_export import testing
 
-        options: dict[str, Any] = {
+        options: dict[str, dict[str, Any]] = {
             "tiny-sd": {},
             "sd2": {"architecture": "sd2"},
             "sd2-v": {"architecture": "sd2", "scheduler": testing.SD2V_SCHEDULER},
             "sdxl": {"architecture": "sdxl"},
-        }[name]
+        }
         model = Model(_store / name, _store / ("bundle" if name == "tiny-sd" else f"{name}-bundle"))
         with FileLock(_store / f"{name}.lock"):
             if not model.checkpoint.is_dir():
                 making = _store / f"{name}-making"
                 shutil.rmtree(making, ignore_errors=True)
-                testing.make_checkpoint(making, VOCABULARY, **options)
+                testing.make_checkpoint(making, VOCABULARY, **options[name])
                 making.rename(model.checkpoint)
             if not model.bundle.is_dir():
                 done = cli("export", model.checkpoint, model.bundle)

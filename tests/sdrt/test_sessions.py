@@ -112,19 +112,21 @@ def test_components_come_in_turn(watched: Watched) -> None:
 def test_prepared_for_the_sizes_before_the_first_call(bundle: Path, low_memory: bool) -> None:
     """Not again for the same sizes, where the session is the same."""
     said: list[tuple[str, dict[str, int]]] = []
+    previewing = False
 
     def opener(name: str) -> Any:
         session = open_session(held, name, engine="null")
         prepare, run = session.prepare, session.run
         prepared: list[bool] = []
 
-        def preparing(sizes: dict[str, int]) -> None:
+        def preparing(sizes: dict[str, int]) -> bool:
             said.append((name, dict(sizes)))
             prepared.append(True)
             prepare(sizes)
+            return True
 
         def running(**inputs: Any) -> Any:
-            assert prepared
+            assert prepared or previewing
             return run(**inputs)
 
         session.prepare, session.run = preparing, running  # type: ignore[method-assign, assignment]
@@ -143,6 +145,12 @@ def test_prepared_for_the_sizes_before_the_first_call(bundle: Path, low_memory: 
         said.clear()
         pipe("a fox", **arguments | {"guidance_scale": 1.0, "output_type": "latent"})
         assert said == [("text_encoder", fixed | {"B": 1}), ("unet", fixed | {"B": 2})]
+        said.clear()
+        previewing = True
+        pipe.decode(np.zeros((1, 4, 8, 8), np.float32))  # after which the decoder may be compiled for that size only
+        previewing = False
+        pipe("a fox", **arguments)
+        assert said == expected
 
 
 def test_the_denoiser_is_gone_with_the_last_step(watched: Watched) -> None:

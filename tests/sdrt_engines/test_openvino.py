@@ -241,8 +241,8 @@ def test_open_options_give_the_same_picture(built: Callable[..., Path]) -> None:
         session = open_session(held, "unet", device=device, options=OpenOptions(threads=None, extra=extra))
         seen.append(session.run(**inputs)["out_sample"])
         if device == "cpu":
-            hint = compiled(session).get_property("PERFORMANCE_HINT")
-            assert (hint.name == "THROUGHPUT") == (extra.get("hint") == "throughput")
+            hint = str(compiled(session).get_property("PERFORMANCE_HINT"))
+            assert ("THROUGHPUT" in hint) == (extra.get("hint") == "throughput")
             if "streams" in extra:
                 assert compiled(session).get_property("NUM_STREAMS") == 2
         session.close()
