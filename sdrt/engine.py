@@ -134,6 +134,9 @@ class Engine(Protocol):
     CACHES: bool
     """Whether ``open`` makes use of ``OpenOptions.cache``."""
 
+    PLAIN: Mapping[str, str]
+    """Build options with which a float32 graph's operators stay what they are, so that their rates can be measured."""
+
     def devices(self) -> Sequence[Device]:
         """Devices usable here, the default one first. EngineUnavailable, which says why, when there is none."""
 

@@ -1,13 +1,14 @@
 """sdrt beside its peers, on one checkpoint, in alternation: one report, one table.
 
     python -m benchmarks.peers.compare MODELS BUNDLE... --peers DIR [--sdcpp DIR] [--shape 512x512] [--steps 3]
-        [--warmups 1] [-i 2] [--starts 3] [--only NAME ...] [--time-only] [--json FILE]
+        [--warmups 1] [-i 2] [--starts 3] [--only NAME ...] [-O name=value ...] [--time-only] [--json FILE]
 
 MODELS is what prepare.py made, DIRs are environments that make_env.py made, each BUNDLE is one of sdrt's, of the same
-checkpoint; the first is what all others are compared with. First each makes a picture from the same noise, which is
-held against diffusers' in float32; then memory and a cold start, then time; with --time-only time alone, all loaded
-together (which takes less than their peaks, as mapped weights can be dropped). The table is Markdown. "20 steps" is
-what the stages add up to: the whole, with 20 times the median step for the steps that were made.
+checkpoint; the first is what all others are compared with, and -O is what all are opened with. First each makes a
+picture from the same noise, which is held against diffusers' in float32; then memory and a cold start, then time; with
+--time-only time alone, all loaded together (which takes less than their peaks, as mapped weights can be dropped). The
+table is Markdown. "20 steps" is what the stages add up to: the whole, with 20 times the median step for the steps that
+were made.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def plans(args: argparse.Namespace) -> dict[str, Plan]:
         prompt="a lighthouse on a cliff at dawn, oil painting", negative_prompt="blurry",
     )  # fmt: skip
     made = {}
+    opened = dict(option.partition("=")[::2] for option in args.option or ())
     for path in args.bundles:
         denoiser = load(path).component("unet").artifact
         name = f"sdrt {denoiser.engine} {denoiser.precision} ({path.name})"
         if name in made:
             sys.exit(f"two bundles would both be called {name}: rename a folder")
-        made[name] = Plan(name, dataclasses.replace(base, model=str(path)))
+        made[name] = Plan(name, dataclasses.replace(base, model=str(path), options=opened))
     if unknown := set(args.only or ()) - {peer.name for peer in PEERS}:
         sys.exit(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(peer.name for peer in PEERS)}")
     environments = {"peers": args.peers, "sdcpp": args.sdcpp}
@@ -124,6 +126,7 @@ def main() -> int:
     parser.add_argument("-i", "--iterations", type=int, default=2)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--only", action="append", metavar="NAME", help="of the peers, these; repeatable")
+    parser.add_argument("-O", "--option", action="append", metavar="name=value", help="of sdrt's engine; repeatable")
     parser.add_argument("--time-only", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

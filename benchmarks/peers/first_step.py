@@ -1,14 +1,14 @@
 """How long from the start of a process to its first denoising step, beside the peers that compile, with a warm cache.
 
     python -m benchmarks.peers.first_step MODELS BUNDLE... --peers DIR --caches DIR [--shape 512x512] [-n 5]
-        [--only NAME ...] [--json FILE]
+        [--only NAME ...] [-O name=value ...] [--json FILE]
 
-MODELS, BUNDLE and --peers as in compare.py, whose plans these are. Each runs once without being timed, which fills its
-folder of CACHES and the system's cache of files; then in fresh processes, one at a time, in an order that changes. "To
-the first step": start, imports, loading, text, compiling (the VAE's decoder, too, which some do before and some after
-the step), until the first step is done; later steps, decoding and what makes pictures of it are left out. Its network
-call is told apart, as the part that no loading can shorten. Memory is the peak until the picture is done. One that
-fails is told, and left out.
+MODELS, BUNDLE, -O and --peers as in compare.py, whose plans these are. Each runs once without being timed, which fills
+its folder of CACHES and the system's cache of files; then in fresh processes, one at a time, in an order that changes.
+"To the first step": start, imports, loading, text, compiling (the VAE's decoder, too, which some do before and some
+after the step), until the first step is done; later steps, decoding and what makes pictures of it are left out. Its
+network call is told apart, as the part that no loading can shorten. Memory is the peak until the picture is done. One
+that fails is told, and left out.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("-n", type=int, default=5)
     parser.add_argument("--only", action="append", metavar="NAME", help="of the peers, these; repeatable")
+    parser.add_argument("-O", "--option", action="append", metavar="name=value", help="of sdrt's engine; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     args.steps, args.sdcpp = 1, None

@@ -21,6 +21,7 @@ OPENS = ("*",)
 INSTALL = "nothing to install"
 PRECISIONS = get_args(Precision)
 CACHES = False
+PLAIN: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 IR keeps every size free; a session compiles the network for each size that it meets, since that is faster than one
 network for every size (benchmarks/LOG.md), and is what an NPU needs. What is computed in is set, never left to a
-device: float32, unless the artifact is in fp16 and the device has float16, or ``-O compute=`` asks for another.
+device: float32, unless the artifact is in bf16, or in fp16 and the device has float16, or ``-O compute=`` says so.
 
 https://docs.openvino.ai/2026/openvino-workflow/running-inference.html
 """
@@ -32,13 +32,15 @@ from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.graph.winograd import winograd
+from sdrt_engines.openvino_graph import for_tiles, without_splits
 
 logger = logging.getLogger("sdrt")
 
 OPENS = ("openvino",)
 INSTALL = "pip install 'sdrt[openvino]'"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "w8")
 CACHES = True
+PLAIN: Mapping[str, str] = {"winograd": "none"}
 
 MODEL = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
@@ -65,8 +67,8 @@ _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 class OpenVinoOptions:
     """``-O name=value`` when opening.
 
-    compute: the type that is computed in; a device that has no such type is refused. Left out: f16 for an artifact in
-    fp16 where the device has it, else f32.
+    compute: the type that is computed in; a device that has no such type is refused. Left out: bf16 for an artifact in
+    bf16; f16 for one in fp16 where the device has it; else f32.
     hint: what the device is tuned for: the time of one call, or calls from several sessions at a time.
     streams: parts that the device's cores are divided into; 0 leaves it to the hint.
     shapes: "each" compiles the network for each size that comes, and keeps the last ``keep`` of them; "any" compiles it
@@ -144,10 +146,19 @@ def _memory(device: str) -> int:
 
 
 def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
-    """Convert a component to IR. ``fp16`` stores weights in float16; what is computed in is the matter of ``open``."""
+    """Convert a component to IR; what is computed in is the matter of ``open``.
+
+    ``fp16`` and ``bf16`` store weights in float16: OpenVINO makes float32 of stored bfloat16 first, in three times the
+    memory.
+    """
     library = _library()
     own = parse_options(OpenVinoBuildOptions, options.extra, "openvino")
     component = source.component(name)
+    if options.precision == "bf16" and not any("BF16" in _capabilities(device) for device in _core().available_devices):
+        raise BuildError(
+            f"{name}: nothing here computes in bfloat16, so that a build in it could not be checked",
+            "build in fp16, and open it with -O compute=bf16 where there is bfloat16",
+        )
     if component.artifact.engine != ONNX:
         fix = "give the bundle that sdrt export wrote"
         raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
@@ -163,7 +174,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
             model = _core().read_model(entry)
             _with_ecosystem_timestep(library, model)
             _hide_pointwise_weights(model)
-            library.save_model(model, folder / MODEL, compress_to_fp16=options.precision == "fp16")
+            without_splits(model)
+            library.save_model(model, folder / MODEL, compress_to_fp16=options.precision in ("fp16", "bf16"))
         except RuntimeError as error:
             raise BuildError(f"{name}: openvino {library.__version__} cannot convert the graph: {error}") from error
         del model  # its weights are mapped from the folder that goes now
@@ -272,14 +284,17 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
         # With weights from the bundle: what is left in the cache is a few megabytes, whose hashes cost nothing.
         weights = bundle.path(artifact.files[1].path)
         settings |= {"CACHE_DIR": str(options.cache), "CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(weights)}
-    return OpenVinoSession(bundle, name, chosen, settings, own)
+    tiles = compute == "bf16" and chosen == "cpu" and "amx_bf16" in processor.features()
+    return OpenVinoSession(bundle, name, chosen, settings, own, tiles=tiles)
 
 
 def _compute(name: str, device: str, artifact: Artifact, options: OpenVinoOptions) -> str:
     """What to compute in; DeviceError when the device has no such type, or the artifact is not for it."""
     listed = [] if device == AUTO else _capabilities(device.upper())
     if options.compute == "auto":
-        asked = "f16" if artifact.precision == "fp16" and "FP16" in listed else "f32"
+        asked = "bf16" if artifact.precision == "bf16" else "f32"
+        if artifact.precision == "fp16" and "FP16" in listed:
+            asked = "f16"
     else:
         asked = options.compute
     if device == AUTO and asked != "f32":
@@ -327,11 +342,13 @@ class OpenVinoSession:
     """One network, compiled for each size that comes. Inputs are read in place, outputs are new arrays each call."""
 
     def __init__(
-        self, bundle: Bundle, name: str, device: str, settings: Mapping[str, Any], options: OpenVinoOptions
-    ) -> None:
+        self, bundle: Bundle, name: str, device: str, settings: Mapping[str, Any], options: OpenVinoOptions, *,
+        tiles: bool = False,
+    ) -> None:  # fmt: skip
+        """``tiles``: whether the processor multiplies in tiles, see ``for_tiles``."""
         self.name = name
         self.spec = bundle.component(name)
-        self._device, self._settings, self._options = device, settings, options
+        self._device, self._settings, self._options, self._tiles = device, settings, options, tiles
         self._bundle = bundle
         # Kept until it is compiled, which maps the weights again; another size reads it anew, in a tenth of a second.
         self._model = _read(bundle, name)
@@ -396,6 +413,8 @@ class OpenVinoSession:
         try:
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
+                if self._tiles:
+                    for_tiles(model)
             with checked(self._settings.get("CACHE_DIR")):
                 compiled = _core().compile_model(model, self._device.upper(), dict(self._settings))
         except RuntimeError as error:

@@ -176,7 +176,7 @@ def _built(module: Engine, origin: Bundle, out: Path, precision: Precision) -> B
     """The bundle built for an engine; calibrated, where the precision asks for it, on the input that will be run."""
     component = origin.component(_NAME)
     samples = Samples(({"x": _input(component)},), {"source": "probe"})
-    options = BuildOptions(precision=precision, samples=lambda: samples)
+    options = BuildOptions(precision=precision, samples=lambda: samples, extra=module.PLAIN)
     out.mkdir()
     artifact = module.build(origin, _NAME, out, options)
     components = {_NAME: replace(component, artifact=artifact)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,18 @@ def test_pictures_equal_diffusers(
 
 # Seen with the tiny model: fp16 70, w8 50, int8 27 dB; with the demo model's trained weights 77, 49 and 33 dB. Guidance
 # 7.0 for 7.5 scores 50 dB in the tiny one: float16 must be well above.
-FLOORS = {"fp16": 60, "w8": 42, "int8": 20}
+FLOORS = {"fp16": 60, "bf16": 30, "w8": 42, "int8": 20}
 
 
-@pytest.mark.parametrize("precision", FLOORS)
+needs_bfloat16 = pytest.mark.skipif("BF16" not in engine._capabilities("CPU"), reason="no bfloat16 here")
+
+
+def some(floors: dict[str, float]) -> list[Any]:
+    """Precisions, those left out that cannot be computed in here."""
+    return [pytest.param(name, marks=needs_bfloat16 if name == "bf16" else ()) for name in floors]
+
+
+@pytest.mark.parametrize("precision", some(FLOORS))
 def test_precisions(precision: str, built: Callable[..., Path], pipe: Pipeline) -> None:
     arguments: dict[str, Any] = {"width": 128, "height": 64, "num_inference_steps": 6, "seed": 5, "output_type": "np"}
     expected = pipe(PROMPTS, negative_prompt=NEGATIVE, **arguments).images
@@ -90,10 +99,10 @@ def test_precisions(precision: str, built: Callable[..., Path], pipe: Pipeline) 
     assert figure >= FLOORS[precision]
 
 
-DEMO_FLOORS = {"fp32": 95, "fp16": 70, "w8": 42, "int8": 25}
+DEMO_FLOORS = {"fp32": 95, "fp16": 50, "bf16": 30, "w8": 42, "int8": 25}
 
 
-@pytest.mark.parametrize("precision", DEMO_FLOORS)
+@pytest.mark.parametrize("precision", some(DEMO_FLOORS))
 def test_trained_weights(precision: Any, tmp_path: Path) -> None:
     """The demo model: pictures of 20 steps of its own scheduler."""
     build("demo", tmp_path / "out", "openvino", BuildOptions(precision=precision))
@@ -202,7 +211,7 @@ def test_links_out_of_the_graphs_folder(models: Callable[[str], Model], tmp_path
     ("options", "message"),
     [
         (BuildOptions(target="sm86"), "any device of OpenVINO's, asked for target sm86"),
-        (BuildOptions(precision="w4"), "builds fp32, fp16, int8, w8; asked for w4"),
+        (BuildOptions(precision="w4"), "builds fp32, fp16, bf16, int8, w8; asked for w4"),
         (BuildOptions(extra={"winograd": "some"}), "winograd: expected all, large, none, got 'some'"),
     ],
     ids=str,
@@ -334,6 +343,44 @@ def test_a_type_that_the_device_does_not_have(built: Callable[..., Path], monkey
     plain = bundles.load(built())
     with pytest.raises(DeviceError, match="does not compute in f32 here; it has f16"):  # an NPU
         open_session(plain, "unet")
+
+
+def test_bfloat16_is_said_where_there_is_none(
+    built: Callable[..., Path], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither built where nothing can check it, nor computed in float32 instead."""
+    held = bundles.load(built(precision="fp16"))
+    artifact = held.component("unet").artifact
+    monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "FP16", "INT8"])
+    with pytest.raises(DeviceError, match="cpu does not compute in bf16 here; it has f32, f16") as caught:
+        engine._compute("unet", "cpu", replace(artifact, precision="bf16"), engine.OpenVinoOptions())
+    assert caught.value.fix == "-O compute=f32"
+    with pytest.raises(BuildError, match="nothing here computes in bfloat16") as refused:
+        build(bundle, tmp_path / "out", "openvino", BuildOptions(precision="bf16"))
+    assert refused.value.fix == "build in fp16, and open it with -O compute=bf16 where there is bfloat16"
+    assert not (tmp_path / "out").exists()
+
+
+@needs_bfloat16
+def test_bfloat16_is_what_a_build_in_it_computes_in(
+    built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rewrites for tiles where the processor has them; without, as in float32 on request."""
+    held, called = bundles.load(built(precision="bf16")), []
+    monkeypatch.setattr(engine, "for_tiles", called.append)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    made = {}
+    for features in ((), ("amx_bf16",)):
+        monkeypatch.setattr("sdrt.processor.features", lambda features=features: features)
+        session = open_session(held, "vae_decoder")
+        made[len(features)] = session.run(latent_sample=latents)["sample"]
+        assert len(called) == len(features)
+        session.close()
+    session = open_session(held, "vae_decoder", options=OpenOptions(extra={"compute": "f32"}))
+    exact = session.run(latent_sample=latents)["sample"]
+    session.close()
+    assert len(called) == 1
+    assert 30 < psnr(exact, made[0]) < 80
 
 
 def test_what_is_computed_in_is_read_back(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

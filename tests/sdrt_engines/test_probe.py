@@ -31,7 +31,12 @@ def _usable() -> list[str]:
 )  # fmt: skip
 def test_rates(engine: str, precision: Any) -> None:
     """Of every engine in every precision: built where it must be, opened on its first device, run."""
-    found = rates(engine, precision=precision, threads=1, seconds=0, size=SMALL)
+    try:
+        found = rates(engine, precision=precision, threads=1, seconds=0, size=SMALL)
+    except BuildError as error:
+        if "nothing here computes in bfloat16" not in str(error):
+            raise
+        pytest.skip(str(error))
     assert set(found) == (set() if engine == "null" else {"convolution", "matmul"})
     assert all(0 < rate < math.inf for rate in found.values())
 
