@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import tables
-from sdrt.schedulers.tables import Array, Noise
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
 
 MAX_CLIP_RANGE = 1e9
 """Far beyond any latents; float32 holds it."""
 
 
 @dataclass(frozen=True)
-class DDIMOptions(tables.TrainingSchedule):
+class DDIMOptions(tables.Thresholding):
     """Options of DDIMScheduler; names and defaults are diffusers'."""
 
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     set_alpha_to_one: bool = True
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,21 +36,22 @@ class DDIMOptions(tables.TrainingSchedule):
 class DDIM:
     """diffusers' DDIMScheduler."""
 
-    init_sigma = 1.0
+    ABOUT = tables.About(
+        "DDIMScheduler",
+        "first order, deterministic; the first fast sampler",
+        "Denoising Diffusion Implicit Models",
+        "2010.02502",
+    )
     OPTIONS = DDIMOptions
+    init_sigma = 1.0
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        o = tables.read_options(self.OPTIONS, config, "DDIMScheduler")
-        tables.check_steps(steps, o)
-        tables.unsupported("DDIMScheduler", thresholding=(o.thresholding, False))
-        n = o.num_train_timesteps
-        if o.timestep_spacing == "linspace":
-            timesteps: Array = np.linspace(0, n - 1, steps).round()[::-1]
-        elif o.timestep_spacing == "leading":
-            timesteps = (np.arange(steps) * (n // steps))[::-1] + o.steps_offset
-        else:
-            timesteps = np.round(np.arange(n, 0, -n / steps)) - 1
-        self.timesteps = tables.check_timesteps(timesteps, o)
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        o = options.read(self.OPTIONS, config, "DDIMScheduler")
+        levels.check_steps(plan.steps, o)
+        n, steps = o.num_train_timesteps, plan.steps
+        timesteps = levels.spaced(o.timestep_spacing, steps, n, o.steps_offset).round()
+        self.timesteps = levels.check_timesteps(timesteps, o)
         self._stride = n // steps
         self._alpha_bar = tables.alphas_cumprod(o)
         if o.prediction_type == "epsilon" and not self._alpha_bar[self.timesteps.astype(int)].all():
@@ -83,7 +81,9 @@ class DDIM:
             epsilon = alpha * pred + s * x
         else:
             epsilon = (x - alpha * x0) / s
-        if self._options.clip_sample:
+        if self._options.thresholding:
+            x0 = self._options.limited(x0)
+        elif self._options.clip_sample:
             x0 = np.clip(x0, -self._options.clip_sample_range, self._options.clip_sample_range)
         return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
 

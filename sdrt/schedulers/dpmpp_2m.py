@@ -10,26 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import tables
-from sdrt.schedulers.tables import Array, Noise
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class DPMSolverOptions(tables.TrainingSchedule):
+class DPMSolverOptions(levels.SigmaSchedule, tables.Thresholding):
     """Options of DPMSolverMultistepScheduler; names and defaults are diffusers'."""
 
-    timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
     solver_order: int = 2
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
     algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"] = "dpmsolver++"
     solver_type: Literal["midpoint", "heun", "logrho", "bh1", "bh2"] = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
-    use_karras_sigmas: bool | None = False
-    use_exponential_sigmas: bool | None = False
-    use_beta_sigmas: bool | None = False
     use_lu_lambdas: bool | None = False
     use_flow_sigmas: bool | None = False
     flow_shift: float | None = 1.0
@@ -46,54 +39,36 @@ class DPMSolverPP2M:
     With σ = s/α (k-diffusion's sigma) the paper's λ = log(α/s) is -log σ, so that e^(-h) is just σ_t / σ_s.
     """
 
-    init_sigma = 1.0
+    ABOUT = tables.About(
+        "DPMSolverMultistepScheduler", "multistep, second order by default; good pictures in 20 steps",
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095",
+        frozenset({"timesteps"}),
+    )  # fmt: skip
     OPTIONS = DPMSolverOptions
+    init_sigma = 1.0
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        name = "DPMSolverMultistepScheduler"
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        name = self.ABOUT.diffusers
         lowest = config.get("lambda_min_clipped")
         if type(lowest) is float and lowest == -math.inf:  # the default, as diffusers' own config object holds it
             config = {key: value for key, value in config.items() if key != "lambda_min_clipped"}
-        o = tables.read_options(self.OPTIONS, config, name)
-        tables.check_steps(steps, o)
-        tables.unsupported(
+        o = options.read(self.OPTIONS, config, name)
+        options.unsupported(
             name,
-            thresholding=(o.thresholding, False),
             algorithm_type=(o.algorithm_type, "dpmsolver++"),
-            use_exponential_sigmas=(bool(o.use_exponential_sigmas), False),
-            use_beta_sigmas=(bool(o.use_beta_sigmas), False),
-            use_lu_lambdas=(bool(o.use_lu_lambdas), False),
             use_flow_sigmas=(bool(o.use_flow_sigmas), False),
             variance_type=(o.variance_type in ("learned", "learned_range"), False),
             use_dynamic_shifting=(o.use_dynamic_shifting, False),
         )
         if o.solver_order not in (1, 2):
             raise InputError(f"{name}: solver_order={o.solver_order} is not supported; supported: 1, 2")
-        n = o.num_train_timesteps
-        alpha_bar = tables.alphas_cumprod(o)
-        training = tables.training_sigmas(alpha_bar)
-        # Timesteps whose λ is below lambda_min_clipped are cut off at the noisy end (for the cosine schedule).
-        last = n - int(np.searchsorted(-np.log(training[::-1]), o.lambda_min_clipped))
-        if o.timestep_spacing == "linspace":
-            timesteps = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
-        elif o.timestep_spacing == "leading":
-            timesteps = (np.arange(steps + 1) * (last // (steps + 1)))[::-1][:-1].astype(np.float64) + o.steps_offset
-        else:
-            timesteps = np.arange(last, 0, -n / steps).round() - 1
-        tables.check_timesteps(timesteps.astype(np.float32), o)
-        sigmas = np.interp(timesteps, np.arange(n), training)
-        if o.use_karras_sigmas:
-            sigmas = tables.karras(float(training[0]), float(training[-1]), steps)
-            timesteps = tables.sigma_to_t(sigmas, np.log(training))
-            if o.beta_schedule != "squaredcos_cap_v2":
-                timesteps = timesteps.round()
-        if not (np.diff(sigmas.astype(np.float32)) < 0).all():
-            raise InputError(
-                f"{name}: {steps} steps in {last} training steps: two would have the same noise", "take fewer steps"
-            )
-        end = float(training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
-        self.timesteps = np.trunc(timesteps).astype(np.float32)
-        self._sigmas = [float(sigma) for sigma in np.append(sigmas, end).astype(np.float32)]
+        made = levels.preserving(
+            o, plan, name, lambda_min=o.lambda_min_clipped, karras_rounded=o.beta_schedule != "squaredcos_cap_v2"
+        )
+        end = float(made.training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
+        self.timesteps = made.timesteps.astype(np.float32)
+        self._sigmas = [float(sigma) for sigma in np.append(made.sigmas, end).astype(np.float32)]
         self._options = o
         self._previous: Array | None = None
 
@@ -109,7 +84,7 @@ class DPMSolverPP2M:
         o, steps = self._options, len(self.timesteps)
         sigma_s, sigma_t = self._sigmas[i], self._sigmas[i + 1]
         alpha_s, alpha_t = 1 / math.sqrt(sigma_s**2 + 1), 1 / math.sqrt(sigma_t**2 + 1)
-        x0 = tables.x0_from(pred, x, alpha_s, sigma_s * alpha_s, o.prediction_type)
+        x0 = o.limited(tables.x0_from(pred, x, alpha_s, sigma_s * alpha_s, o.prediction_type))
         first_order = i == steps - 1 and (
             o.euler_at_final or (o.lower_order_final and steps < 15) or o.final_sigmas_type == "zero"
         )

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sdrt.schedulers import tables
-from sdrt.schedulers.tables import Array, Noise
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class PNDMOptions(tables.TrainingSchedule):
 class PNDM:
     """diffusers' PNDMScheduler with ``skip_prk_steps``."""
 
-    init_sigma = 1.0
+    ABOUT = tables.About(
+        "PNDMScheduler", "linear multistep, fourth order; n + 1 network calls for n steps",
+        "Pseudo Numerical Methods for Diffusion Models on Manifolds", "2202.09778",
+    )  # fmt: skip
     OPTIONS = PNDMOptions
+    init_sigma = 1.0
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        o = tables.read_options(self.OPTIONS, config, "PNDMScheduler")
-        tables.check_steps(steps, o)
-        tables.unsupported(
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        o = options.read(self.OPTIONS, config, "PNDMScheduler")
+        levels.check_steps(plan.steps, o)
+        options.unsupported(
             "PNDMScheduler",
             skip_prk_steps=(o.skip_prk_steps, True),
             prediction_type=(o.prediction_type, o.prediction_type if o.prediction_type != "sample" else "epsilon"),
             rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False),
         )
-        n = o.num_train_timesteps
-        if o.timestep_spacing == "linspace":
-            rising: Array = np.linspace(0, n - 1, steps).round()
-        elif o.timestep_spacing == "leading":
-            rising = np.arange(steps) * (n // steps) + o.steps_offset
-        else:
-            rising = np.round(np.arange(n, 0, -n / steps))[::-1] - 1
-        self.timesteps = tables.check_timesteps(np.concatenate([rising[:-1], rising[-2:-1], rising[-1:]])[::-1], o)
+        n, steps = o.num_train_timesteps, plan.steps
+        rising = levels.spaced(o.timestep_spacing, steps, n, o.steps_offset).round()[::-1]
+        self.timesteps = levels.check_timesteps(np.concatenate([rising[:-1], rising[-2:-1], rising[-1:]])[::-1], o)
         self._stride = n // steps
         self._alpha_bar = tables.alphas_cumprod(o)
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])

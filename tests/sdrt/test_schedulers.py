@@ -141,7 +141,6 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding=True is not supported"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "flow"}, "prediction_type: expected 'epsilon'"),
         ({"_class_name": "DDIMScheduler", "beta_start": "low"}, "beta_start"),
         ({"_class_name": "DDIMScheduler", "beta_start": float("nan")}, "beta_start"),
@@ -149,7 +148,14 @@ def test_names() -> None:
         ({"_class_name": "DDIMScheduler", "colour": "red"}, "no option 'colour'"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}, "trained_betas has 1 values"),
         ({"_class_name": "DDIMScheduler", "steps_offset": 999}, "beyond the training schedule"),
-        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas=True is not supported"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True, "use_karras_sigmas": True},
+            "only one of use_karras_sigmas, use_beta_sigmas",
+        ),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "ays", "use_karras_sigmas": True},
+            "only one of use_karras_sigmas, timestep_spacing 'ays'",
+        ),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "algorithm_type="),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order=3"),
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "skip_prk_steps=False"),
