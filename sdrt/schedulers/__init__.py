@@ -12,10 +12,18 @@ from sdrt import strict_json
 from sdrt.errors import BundleError, InputError, quoted
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.ddim import DDIM
+from sdrt.schedulers.ddpm import DDPM
 from sdrt.schedulers.dpmpp_2m import DPMSolverPP2M
+from sdrt.schedulers.dpmpp_2s_ancestral import DPMSolver2SAncestral
+from sdrt.schedulers.dpmpp_sde import DPMSolverSDE
+from sdrt.schedulers.edm import EDMEuler
 from sdrt.schedulers.euler import Euler
+from sdrt.schedulers.euler_ancestral import EulerAncestral
+from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
+from sdrt.schedulers.lcm import LCM
 from sdrt.schedulers.pndm import PNDM
 from sdrt.schedulers.tables import Array, Scheduler, Solver
+from sdrt.schedulers.tcd import TCD
 
 __all__ = ["A1111", "CLASSES", "NAMES", "SUFFIXES", "Scheduler", "label", "make", "read_config", "resolve"]
 
@@ -28,6 +36,14 @@ _SOLVERS: tuple[Solver, ...] = (
     Euler,
     PNDM,
     # Stochastic.
+    DDPM,
+    DPMSolver2SAncestral,
+    DPMSolverSDE,
+    EDMEuler,
+    EulerAncestral,
+    KDPM2Ancestral,
+    LCM,
+    TCD,
 )
 
 CLASSES: dict[str, Solver] = {solver.ABOUT.diffusers: solver for solver in _SOLVERS}
@@ -42,6 +58,13 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "Euler": ("EulerDiscreteScheduler", {}),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
     # Stochastic.
+    "DDPM": ("DDPMScheduler", {}),
+    "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),
+    "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
+    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "TCD": ("TCDScheduler", {}),
 }
 """A1111's sampler names without a schedule's: the class, and the options that the name stands for."""
 

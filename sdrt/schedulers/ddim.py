@@ -1,4 +1,7 @@
-"""DDIM: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12 with η = 0."""
+"""DDIM: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12.
+
+η, the caller's, is 0 (nothing is drawn) unless given; with 1 it is DDPM.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,6 @@ from sdrt.errors import InputError
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
-MAX_CLIP_RANGE = 1e9
-"""Far beyond any latents; float32 holds it."""
-
 
 @dataclass(frozen=True)
 class DDIMOptions(tables.Thresholding):
@@ -27,10 +27,7 @@ class DDIMOptions(tables.Thresholding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.clip_sample_range <= MAX_CLIP_RANGE:
-            raise InputError(
-                f"clip_sample_range is {self.clip_sample_range}, expected more than 0, at most {MAX_CLIP_RANGE:g}"
-            )
+        tables.check_clip_range(self.clip_sample_range)
 
 
 class DDIM:
@@ -41,6 +38,7 @@ class DDIM:
         "first order, deterministic; the first fast sampler",
         "Denoising Diffusion Implicit Models",
         "2010.02502",
+        frozenset({"eta"}),
     )
     OPTIONS = DDIMOptions
     init_sigma = 1.0
@@ -62,6 +60,7 @@ class DDIM:
             )
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
         self._options = o
+        self._eta = 0.0 if plan.eta is None else plan.eta
 
     def scale(self, x: Array, i: int) -> Array:
         return x
@@ -85,7 +84,14 @@ class DDIM:
             x0 = self._options.limited(x0)
         elif self._options.clip_sample:
             x0 = np.clip(x0, -self._options.clip_sample_range, self._options.clip_sample_range)
-        return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
+        if not self._eta:
+            return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
+        # Equation 16: the part η of the noise that is not the network's, but fresh. In float32, as in diffusers: ᾱ of
+        # neighbouring steps are nearly equal, and 1 - their ratio is what rounding makes of it.
+        one, now, then = np.float32(1), np.float32(bar), np.float32(before)
+        fresh = np.float32(self._eta) * np.sqrt((one - then) / (one - now) * (one - now / then))
+        kept = np.sqrt(np.maximum(one - then - fresh * fresh, np.float32(0)))
+        return np.sqrt(then) * x0 + kept * epsilon + fresh * noise(), x0
 
     def _before(self, t: int) -> float:
         return float(self._alpha_bar[t]) if t >= 0 else self._final

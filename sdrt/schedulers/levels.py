@@ -220,9 +220,12 @@ def _named(o: SigmaSchedule, low: float, high: float, steps: int) -> Floats | No
 
 def exploding(
     o: SigmaSchedule, plan: Plan, name: str, *, low: float | None = None, high: float | None = None,
-    karras_rounded: bool = False,
+    karras_rounded: bool = False, exact: bool = False,
 ) -> Levels:  # fmt: skip
-    """Levels of a class of k-diffusion's family. low, high: where a named schedule ends, else the first and last σ."""
+    """Levels of a class of k-diffusion's family. low, high: where a named schedule ends, else the first and last σ.
+
+    exact: for a class whose "linspace" is not rounded to float32.
+    """
     check_steps(plan.steps, o)
     n = o.num_train_timesteps
     training = tables.training_sigmas(tables.alphas_cumprod(o))
@@ -239,7 +242,7 @@ def exploding(
         sigmas = np.exp(np.interp(timesteps, index, logs))
     else:
         timesteps = spaced(o.timestep_spacing, plan.steps, n, o.steps_offset)  # type: ignore[arg-type] # diffusers' own
-        if o.timestep_spacing == "linspace":  # which is in float32 there
+        if o.timestep_spacing == "linspace" and not exact:  # in float32 there
             timesteps = timesteps.astype(np.float32).astype(np.float64)
         sigmas = np.interp(timesteps, index, training)
     check_timesteps(timesteps, o)

@@ -281,6 +281,12 @@ def denoised(pred: Array, x: Array, sigma: Any, kind: Prediction) -> Array:
     return x0
 
 
+def check_clip_range(clip: float) -> None:
+    """InputError for a clip_sample_range that clips all or nothing."""
+    if not 0 < clip <= MAX_SIGMA:
+        raise InputError(f"clip_sample_range is {clip}, expected more than 0, at most {MAX_SIGMA:g}")
+
+
 @dataclass(frozen=True)
 class Thresholding(TrainingSchedule):
     """Options of the classes that can keep x0 within a range that each picture sets; names as in diffusers."""

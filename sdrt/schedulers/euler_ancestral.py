@@ -1,0 +1,79 @@
+"""Euler ancestral: one Euler step to less noise than the next level has, and fresh noise up to it.
+
+k-diffusion's ``sample_euler_ancestral``, the ancestral sampling of Song et al., "Score-Based Generative Modeling through
+Stochastic Differential Equations", arXiv 2011.13456, appendix F, written for latents x = x0 + σ·ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
+
+
+@dataclass(frozen=True)
+class EulerAncestralOptions(tables.TrainingSchedule):
+    """Options of EulerAncestralDiscreteScheduler; names and defaults are diffusers'. It has no sigma schedules."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # type: ignore[assignment] # fewer than the base's
+    timestep_spacing: levels.WideSpacing = "linspace"  # type: ignore[assignment] # more than the base's
+
+    use_karras_sigmas = use_exponential_sigmas = use_beta_sigmas = False  # constants, no options
+
+
+def split(sigma: np.float32, sigma_next: np.float32) -> tuple[np.float32, np.float32]:
+    """(down, up): the noise that the step goes down to, and the fresh noise that brings it up to ``sigma_next``.
+
+    down² + up² = sigma_next². All in float32 and in diffusers' order of operations: where sigma_next is much less than
+    sigma, down is the small difference of two equal squares, and its rounding is part of the picture.
+    """
+    square, square_next = sigma * sigma, sigma_next * sigma_next
+    up = np.minimum(sigma_next, np.sqrt(square_next * (square - square_next) / square))
+    return np.sqrt(np.maximum(square_next - up * up, np.float32(0))), up
+
+
+def start_sigma(sigmas: Array, spacing: str) -> float:
+    """Standard deviation of the first latents, of k-diffusion's classes."""
+    top = float(sigmas.max())
+    return math.sqrt(top**2 + 1) if spacing == "leading" else top
+
+
+class EulerAncestral:
+    """diffusers' EulerAncestralDiscreteScheduler."""
+
+    ABOUT = tables.About(
+        "EulerAncestralDiscreteScheduler", "first order, fresh noise at each step; varied pictures, never settles",
+        "Score-Based Generative Modeling through Stochastic Differential Equations", "2011.13456",
+    )  # fmt: skip
+    OPTIONS = EulerAncestralOptions
+    order = 1
+
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
+        made = levels.exploding(o, plan, self.ABOUT.diffusers)  # type: ignore[arg-type] # its flags are constants
+        self.timesteps = made.timesteps.astype(np.float32)
+        self._sigmas = np.append(made.sigmas, 0.0).astype(np.float32)
+        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self._kind = o.prediction_type
+
+    def scale(self, x: Array, i: int) -> Array:
+        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
+        return scaled
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = x0 + noise * self._sigmas[i]
+        return noisy
+
+    def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
+        sigma = self._sigmas[i]
+        down, up = split(sigma, self._sigmas[i + 1])
+        x0 = tables.denoised(pred, x, sigma, self._kind)
+        moved = x + (x - x0) / sigma * (down - sigma)
+        moved += noise() * up  # drawn at the last step too, where up is 0: as in diffusers
+        return moved, x0
