@@ -13,9 +13,6 @@ from sdrt.errors import InputError
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
-MAX_CLIP_RANGE = 1e9
-"""Far beyond any latents; float32 holds it."""
-
 
 @dataclass(frozen=True)
 class DDIMOptions(tables.Thresholding):
@@ -27,10 +24,7 @@ class DDIMOptions(tables.Thresholding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.clip_sample_range <= MAX_CLIP_RANGE:
-            raise InputError(
-                f"clip_sample_range is {self.clip_sample_range}, expected more than 0, at most {MAX_CLIP_RANGE:g}"
-            )
+        tables.check_clip_range(self.clip_sample_range)
 
 
 class DDIM:

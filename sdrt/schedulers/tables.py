@@ -201,7 +201,10 @@ def betas(options: TrainingSchedule) -> Array:
         return linspace(options.beta_start, options.beta_end, n)
     if options.beta_schedule == "scaled_linear":
         return linspace(math.sqrt(options.beta_start), math.sqrt(options.beta_end), n) ** 2
-    bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    if options.beta_schedule == "squaredcos_cap_v2":
+        bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    else:  # "exp", which few classes take
+        bar = [math.exp(-12.0 * t / n) for t in range(n + 1)]
     return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)], np.float32)
 
 
@@ -279,6 +282,12 @@ def denoised(pred: Array, x: Array, sigma: Any, kind: Prediction) -> Array:
     elif kind == "v_prediction":
         x0 = pred * (-sigma / np.sqrt(sigma**2 + 1)) + x / (sigma**2 + 1)
     return x0
+
+
+def check_clip_range(clip: float) -> None:
+    """InputError for a clip_sample_range that clips all or nothing."""
+    if not 0 < clip <= MAX_SIGMA:
+        raise InputError(f"clip_sample_range is {clip}, expected more than 0, at most {MAX_SIGMA:g}")
 
 
 @dataclass(frozen=True)
