@@ -13,17 +13,24 @@ from sdrt.errors import BundleError, InputError, quoted
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.ddim import DDIM
 from sdrt.schedulers.ddpm import DDPM
-from sdrt.schedulers.dpmpp_2m import DPMSolverPP2M
+from sdrt.schedulers.deis import DEISMultistep
+from sdrt.schedulers.dpm_multistep import DPMSolverMultistep
+from sdrt.schedulers.dpm_singlestep import DPMSolverSinglestep
 from sdrt.schedulers.dpmpp_2s_ancestral import DPMSolver2SAncestral
 from sdrt.schedulers.dpmpp_sde import DPMSolverSDE
 from sdrt.schedulers.edm import EDMEuler
 from sdrt.schedulers.euler import Euler
 from sdrt.schedulers.euler_ancestral import EulerAncestral
+from sdrt.schedulers.flow_match import FlowMatchEuler
+from sdrt.schedulers.heun import Heun
+from sdrt.schedulers.kdpm2 import KDPM2
 from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
 from sdrt.schedulers.lcm import LCM
+from sdrt.schedulers.lms import LMS
 from sdrt.schedulers.pndm import PNDM
 from sdrt.schedulers.tables import Array, Scheduler, Solver
 from sdrt.schedulers.tcd import TCD
+from sdrt.schedulers.unipc import UniPC
 
 __all__ = ["A1111", "CLASSES", "NAMES", "SUFFIXES", "Scheduler", "label", "make", "read_config", "resolve"]
 
@@ -32,9 +39,16 @@ logger = logging.getLogger("sdrt")
 _SOLVERS: tuple[Solver, ...] = (
     # Deterministic.
     DDIM,
-    DPMSolverPP2M,
+    DEISMultistep,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
     Euler,
+    FlowMatchEuler,
+    Heun,
+    KDPM2,
+    LMS,
     PNDM,
+    UniPC,
     # Stochastic.
     DDPM,
     DPMSolver2SAncestral,
@@ -54,9 +68,17 @@ _2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpo
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     # Deterministic.
     "DDIM": ("DDIMScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", _2M),
+    "DPM++ 2M Heun": ("DPMSolverMultistepScheduler", {**_2M, "solver_type": "heun"}),
+    "DPM++ 3M": ("DPMSolverMultistepScheduler", {**_2M, "solver_order": 3}),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", _2M),
+    "DPM2": ("KDPM2DiscreteScheduler", {}),
     "Euler": ("EulerDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "UniPC": ("UniPCMultistepScheduler", {"lower_order_final": True}),  # other classes' configs may say otherwise
     # Stochastic.
     "DDPM": ("DDPMScheduler", {}),
     "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),

@@ -85,7 +85,7 @@ class Euler:
         if log_linear and not levels.schedules(o):
             # One more than there are steps: the last step ends there, not at the final sigma. So it is in diffusers.
             logs = np.log(made.training)
-            sigmas = np.exp(tables.linspace(logs[-1], logs[0], plan.steps + 1)).astype(np.float64)
+            sigmas = np.exp(tables.linspace(logs[-1], logs[0], plan.steps + 1).astype(np.float64))
         last = float(made.training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
         return made.timesteps, np.append(sigmas, last)
 

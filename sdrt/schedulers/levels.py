@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from sdrt.schedulers import tables
 from sdrt.schedulers.tables import MAX_SIGMA, Array, Options, Plan, Spacing, TrainingSchedule
 
 Floats = NDArray[np.float64]
+D = TypeVar("D")
 WideSpacing = Literal["leading", "linspace", "trailing", "sgm_uniform", "ays", "ays_xl", "ays_svd"]
 
 OURS = ("sgm_uniform", "ays", "ays_xl", "ays_svd")
@@ -124,7 +125,8 @@ def exponential(low: float, high: float, steps: int) -> Floats:
 
 def lu(log_sigmas: Array, steps: int) -> Floats:
     """f64[steps]: equal steps of λ = -log σ over the whole training schedule; arXiv 2206.00927, section 3.4."""
-    return np.exp(np.linspace(0, 1, steps) * float(log_sigmas[0] - log_sigmas[-1]) + float(log_sigmas[-1]))
+    low, high = float(log_sigmas[0]), float(log_sigmas[-1])
+    return np.exp(high + np.linspace(0, 1, steps) * (low - high))
 
 
 def beta(low: float, high: float, steps: int) -> Floats:
@@ -209,13 +211,24 @@ def _given(plan: Plan, o: SigmaSchedule, name: str) -> Floats | None:
     return plan.timesteps
 
 
-def _named(o: SigmaSchedule, low: float, high: float, steps: int) -> Floats | None:
-    """The sigma schedule between low and high that the options name, if any."""
+class _Flags(Protocol):
+    """Options that may name a sigma schedule."""
+
+    @property
+    def use_karras_sigmas(self) -> bool | None: ...
+    @property
+    def use_exponential_sigmas(self) -> bool | None: ...
+    @property
+    def use_beta_sigmas(self) -> bool | None: ...
+
+
+def named(o: _Flags, low: float, high: float, steps: int, otherwise: D) -> Floats | D:
+    """f64[steps]: the sigma schedule between low and high that the options name, if any."""
     if o.use_karras_sigmas:
         return karras(low, high, steps)
     if o.use_exponential_sigmas:
         return exponential(low, high, steps)
-    return beta(low, high, steps) if o.use_beta_sigmas else None
+    return beta(low, high, steps) if o.use_beta_sigmas else otherwise
 
 
 def exploding(
@@ -247,9 +260,9 @@ def exploding(
         sigmas = np.interp(timesteps, index, training)
     check_timesteps(timesteps, o)
     low, high = float(sigmas[-1]) if low is None else low, float(sigmas[0]) if high is None else high
-    named = _named(o, low, high, plan.steps)
-    if named is not None:
-        sigmas, timesteps = named, sigma_to_t(named, logs)
+    made = named(o, low, high, plan.steps, None)
+    if made is not None:
+        sigmas, timesteps = made, sigma_to_t(made, logs)
         if o.use_karras_sigmas and karras_rounded:
             timesteps = timesteps.round()
     return Levels(timesteps, sigmas, training)
@@ -282,11 +295,11 @@ def preserving(
     if o.timestep_spacing not in AYS:
         sigmas = np.interp(timesteps, np.arange(n), training)
     low, high = float(training[0]) if low is None else low, float(training[-1]) if high is None else high
-    named = _named(o, low, high, plan.steps)
-    if named is None and getattr(o, "use_lu_lambdas", False):
-        named = lu(logs, plan.steps)
-    if named is not None:
-        sigmas, timesteps = named, sigma_to_t(named, logs)
+    made = named(o, low, high, plan.steps, None)
+    if made is None and getattr(o, "use_lu_lambdas", False):
+        made = lu(logs, plan.steps)
+    if made is not None:
+        sigmas, timesteps = made, sigma_to_t(made, logs)
         if karras_rounded and (o.use_karras_sigmas or getattr(o, "use_lu_lambdas", False)):
             timesteps = timesteps.round()
     elif getattr(o, "use_flow_sigmas", False):

@@ -201,7 +201,10 @@ def betas(options: TrainingSchedule) -> Array:
         return linspace(options.beta_start, options.beta_end, n)
     if options.beta_schedule == "scaled_linear":
         return linspace(math.sqrt(options.beta_start), math.sqrt(options.beta_end), n) ** 2
-    bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    if options.beta_schedule == "squaredcos_cap_v2":
+        bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    else:  # "exp", which few classes take
+        bar = [math.exp(-12.0 * t / n) for t in range(n + 1)]
     return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)], np.float32)
 
 
