@@ -65,6 +65,8 @@ CLASSES: dict[str, Solver] = {solver.ABOUT.diffusers: solver for solver in _SOLV
 
 _2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 
+_SDE = {**_2M, "algorithm_type": "sde-dpmsolver++"}
+
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     # Deterministic.
     "DDIM": ("DDIMScheduler", {}),
@@ -81,7 +83,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "UniPC": ("UniPCMultistepScheduler", {"lower_order_final": True}),  # other classes' configs may say otherwise
     # Stochastic.
     "DDPM": ("DDPMScheduler", {}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
+    "DPM++ 2M SDE Heun": ("DPMSolverMultistepScheduler", {**_SDE, "solver_type": "heun"}),
     "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),
+    "DPM++ 3M SDE": ("DPMSolverMultistepScheduler", {**_SDE, "solver_order": 3}),
     "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),

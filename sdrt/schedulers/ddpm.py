@@ -23,9 +23,10 @@ LEAST_VARIANCE = np.float32(1e-20)
 class DDPMOptions(tables.Thresholding):
     """Options of DDPMScheduler; names and defaults are diffusers'."""
 
-    variance_type: Literal[
-        "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
-    ] = "fixed_small"
+    variance_type: (
+        Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] | None
+    ) = "fixed_small"
+    """None, other classes' default, is fixed_small."""
     clip_sample: bool = True
     clip_sample_range: float = 1.0
 
@@ -48,7 +49,7 @@ class DDPM:
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
         o = options.read(self.OPTIONS, config, name)
-        if o.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
+        if o.variance_type not in (None, "fixed_small", "fixed_small_log", "fixed_large"):
             # A learned variance is a second output of the network; fixed_large_log is the root of a negative number
             # in diffusers.
             raise InputError(

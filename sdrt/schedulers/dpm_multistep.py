@@ -1,6 +1,6 @@
 """DPM-Solver++ multistep: Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling", arXiv 2211.01095, algorithm 2.
 
-And DPM-Solver, which integrates ε in place of x0: arXiv 2206.00927. Orders 1 to 3.
+And DPM-Solver, which integrates ε in place of x0: arXiv 2206.00927. Orders 1 to 3; stochastic ones in ``dpm_sde``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import levels, multistep, options, tables
+from sdrt.schedulers import dpm_sde, levels, multistep, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -55,12 +55,11 @@ class DPMSolverMultistep:
         o = read(self.OPTIONS, config, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
-        options.unsupported(
-            name,
-            algorithm_type=(algorithm, algorithm if algorithm.startswith("dpmsolver") else "dpmsolver++"),
-            variance_type=(o.variance_type in ("learned", "learned_range"), False),
-        )
-        self._of_x0 = algorithm == "dpmsolver++"
+        options.unsupported(name, variance_type=(o.variance_type in ("learned", "learned_range"), False))
+        if algorithm == "sde-dpmsolver" and o.solver_order == 3:  # diffusers has no formula for it
+            raise InputError(f"{name}: solver_order=3 is not supported with algorithm_type 'sde-dpmsolver'")
+        self._of_x0 = algorithm.endswith("++")
+        self._stochastic = algorithm.startswith("sde-")
         if not self._of_x0 and o.final_sigmas_type == "zero":
             raise InputError(f"{name}: algorithm_type {algorithm!r} wants final_sigmas_type 'sigma_min'")
         if not self._of_x0 and o.prediction_type == "flow_prediction":
@@ -90,7 +89,12 @@ class DPMSolverMultistep:
         self._history = [model, *self._history[: self._options.solver_order - 1]]
         h = level.lam[i + 1] - level.lam[i]
         d = self._differences(i, h)
-        if self._of_x0:
+        if self._stochastic:
+            fresh = noise()  # drawn at the last step too, where its weight may be 0
+            moved = dpm_sde.stepped(
+                level, x, i, i + 1, d, fresh, of_x0=self._of_x0, midpoint=self._midpoint and len(d) == 2
+            )
+        elif self._of_x0:
             moved = multistep.integrated(
                 x, level.s[i + 1] / level.s[i], level.alpha[i + 1], -h, d, midpoint=self._midpoint and len(d) == 2
             )

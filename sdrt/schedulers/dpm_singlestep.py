@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import dpm_multistep, levels, multistep, options, tables
+from sdrt.schedulers import dpm_multistep, dpm_sde, levels, multistep, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -54,11 +54,11 @@ class DPMSolverSinglestep:
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
         options.unsupported(
             name,
-            algorithm_type=(algorithm, algorithm if algorithm.startswith("dpmsolver") else "dpmsolver++"),
             variance_type=(o.variance_type in ("learned", "learned_range"), False),
             rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False),
         )
-        self._of_x0 = algorithm == "dpmsolver++"
+        self._of_x0 = algorithm.endswith("++")
+        self._stochastic = algorithm.startswith("sde-")
         if not self._of_x0 and o.final_sigmas_type == "zero":
             raise InputError(f"{name}: algorithm_type {algorithm!r} wants final_sigmas_type 'sigma_min'")
         if not self._of_x0 and (o.thresholding or o.prediction_type == "flow_prediction"):
@@ -96,11 +96,15 @@ class DPMSolverSinglestep:
         start = i - order + 1
         h = level.lam[i + 1] - level.lam[start]
         d = self._differences(i, order, h)
+        midpoint = self._midpoint and order == 2
+        if self._stochastic:
+            fresh = noise()
+            return dpm_sde.stepped(level, self._from, start, i + 1, d, fresh, of_x0=True, midpoint=midpoint), x0
         if self._of_x0:
             scale, gain, h = level.s[i + 1] / level.s[start], level.alpha[i + 1], -h
         else:
             scale, gain = level.alpha[i + 1] / level.alpha[start], level.s[i + 1]
-        return multistep.integrated(self._from, scale, gain, h, d, midpoint=self._midpoint and order == 2), x0
+        return multistep.integrated(self._from, scale, gain, h, d, midpoint=midpoint), x0
 
     def _differences(self, i: int, order: int, h: np.float32) -> tuple[Array, ...]:
         """D0, D1, D2 about the first of the ``order`` latest calls."""

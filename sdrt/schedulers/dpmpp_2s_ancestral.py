@@ -22,7 +22,7 @@ from sdrt.schedulers.tables import Array, Noise, Plan
 class DPMSolver2SAncestralOptions(levels.SigmaSchedule):
     """Options of DPMSolver2SAncestralScheduler; named as those of diffusers' classes of k-diffusion's family."""
 
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # type: ignore[assignment] # fewer than the base's
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
 
 
 class DPMSolver2SAncestral:

@@ -27,7 +27,7 @@ class DPMSolverSDEOptions(levels.SigmaSchedule):
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # type: ignore[assignment] # fewer than the base's
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
     noise_sampler_seed: int | None = None
 
 
@@ -82,7 +82,8 @@ class DPMSolverSDE:
             self._start, to = x, self._middles[k]
             self._first = fresh = noise()
         else:
-            assert self._start is not None and self._first is not None
+            assert self._start is not None
+            assert self._first is not None
             to = self._again[k + 1]
             fresh = joined(self._first, noise(), self._again[k], self._middles[k], to)
         down, up = split(self._again[k], to)

@@ -1,7 +1,7 @@
 """Euler for networks trained as Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models".
 
-arXiv 2206.00364, algorithm 2 without churn and without its second-order correction, with the preconditioning of table 1:
-the network is given c_in·x and c_noise = log(σ)/4, and x0 = c_skip·x + c_out·output.
+arXiv 2206.00364, algorithm 2 without churn and without its second-order correction, with the preconditioning of
+table 1: the network is given c_in·x and c_noise = log(σ)/4, and x0 = c_skip·x + c_out·output.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Preconditioned:
 
     def scale(self, x: Array, i: int) -> Array:
         sigma = self._sigmas[i]
-        return x * (np.float32(1) / np.sqrt(sigma * sigma + self._data * self._data))
+        scaled: Array = x * (np.float32(1) / np.sqrt(sigma * sigma + self._data * self._data))
+        return scaled
 
     def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
         noisy: Array = x0 + noise * self._sigmas[i]

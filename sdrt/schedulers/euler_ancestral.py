@@ -1,7 +1,7 @@
 """Euler ancestral: one Euler step to less noise than the next level has, and fresh noise up to it.
 
-k-diffusion's ``sample_euler_ancestral``, the ancestral sampling of Song et al., "Score-Based Generative Modeling through
-Stochastic Differential Equations", arXiv 2011.13456, appendix F, written for latents x = x0 + σ·ε.
+k-diffusion's ``sample_euler_ancestral``, the ancestral sampling of Song et al., "Score-Based Generative Modeling
+through Stochastic Differential Equations", arXiv 2011.13456, appendix F, written for latents x = x0 + σ·ε.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sdrt.schedulers.tables import Array, Noise, Plan
 class EulerAncestralOptions(tables.TrainingSchedule):
     """Options of EulerAncestralDiscreteScheduler; names and defaults are diffusers'. It has no sigma schedules."""
 
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # type: ignore[assignment] # fewer than the base's
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
     timestep_spacing: levels.WideSpacing = "linspace"  # type: ignore[assignment] # more than the base's
 
     use_karras_sigmas = use_exponential_sigmas = use_beta_sigmas = False  # constants, no options

@@ -64,7 +64,6 @@ class FlowMatchEuler:
             name,
             use_dynamic_shifting=(o.use_dynamic_shifting, False),
             invert_sigmas=(o.invert_sigmas, False),
-            stochastic_sampling=(o.stochastic_sampling, False),
         )
         if config.get("prediction_type", "flow_prediction") != "flow_prediction":
             raise InputError(
@@ -74,6 +73,7 @@ class FlowMatchEuler:
         levels.check_steps(plan.steps, o)
         sigmas = self._sigmas_of(o, plan)
         self._sigmas = np.append(sigmas, 0.0).astype(np.float32)
+        self._stochastic = o.stochastic_sampling
         levels.check_falling(self._sigmas.astype(np.float64), name, o.num_train_timesteps)
         self.timesteps = self._sigmas[:-1] * np.float32(o.num_train_timesteps)
         if plan.timesteps is not None:
@@ -110,5 +110,8 @@ class FlowMatchEuler:
         return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
-        sigma = self._sigmas[i]
-        return x + (self._sigmas[i + 1] - sigma) * pred, x - sigma * pred
+        sigma, after = self._sigmas[i], self._sigmas[i + 1]
+        x0 = x - sigma * pred
+        if self._stochastic:  # x0 noised anew
+            return (np.float32(1) - after) * x0 + after * noise(), x0
+        return x + (after - sigma) * pred, x0

@@ -1,7 +1,7 @@
 """DPM2 ancestral: k-diffusion's ``sample_dpm_2_ancestral``.
 
-Algorithm 2 of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, with
-the slope taken at the geometric middle (DPM-Solver-2, arXiv 2206.00927) of each ancestral step.
+Algorithm 2 of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364,
+with the slope taken at the geometric middle (DPM-Solver-2, arXiv 2206.00927) of each ancestral step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KDPM2AncestralOptions(levels.SigmaSchedule):
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # type: ignore[assignment] # fewer than the base's
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
 
 
 class KDPM2Ancestral:

@@ -1,6 +1,7 @@
-"""TCD: Zheng et al., "Trajectory Consistency Distillation", arXiv 2402.19159, algorithm 4: strategic stochastic sampling.
+"""TCD: Zheng et al., "Trajectory Consistency Distillation", arXiv 2402.19159, algorithm 4.
 
-Each step goes down to a level below the next, s = (1 - η)·t', and is noised up to it. η is the paper's γ.
+Strategic stochastic sampling: each step goes down to a level below the next, s = (1 - η)·t', and is noised up to it. The
+paper calls η γ.
 """
 
 from __future__ import annotations

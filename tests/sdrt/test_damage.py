@@ -515,8 +515,6 @@ _ROWS: list[tuple[Any, ...]] = [
     ("prediction unknown", scheduler(prediction_type="flow"), "prediction_type: expected 'epsilon'", GENERATE, False),
     ("thresholding", scheduler(_class_name="DPMSolverMultistepScheduler", thresholding=True),
            "DPMSolverMultistepScheduler: thresholding=True is not supported", GENERATE),
-    ("stochastic solver", scheduler(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
-           "algorithm_type='sde-dpmsolver++' is not supported", GENERATE),
     ("Runge-Kutta", scheduler(skip_prk_steps=False), "skip_prk_steps=False is not supported", GENERATE),
     ("reference flipped", flipped("unet/reference.npz", 9999), "damaged: unet/reference.npz", VERIFY),
     ("reference truncated", reference(lambda raw: raw[:-99]), "reference.npz: cannot be read", VERIFY),
