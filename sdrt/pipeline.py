@@ -330,7 +330,7 @@ class Pipeline:
                 f"give width and height that match it: multiples of {space.downscale}",
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
-        scheduler = schedulers.make(config, request.num_inference_steps)
+        scheduler = schedulers.make(config, request.num_inference_steps, eta=request.eta)
         self._check_time_ids(request)
         self._check_profiles(request, size)
         ticks = self._ticks(request, scheduler)

@@ -45,6 +45,7 @@ class Arguments(TypedDict, total=False):
     seed: int | None
     latents: NDArray[np.float32] | None
     scheduler: str | Mapping[str, Any] | None
+    eta: float | None
     clip_skip: int
     truncate: bool
     output_type: OutputType
@@ -64,9 +65,10 @@ class GenerationRequest:
     num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt; None
     for the model's own. num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents:
     f32[B,C,H/8,W/8], standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the
-    model's own. clip_skip: how many of the text encoder's last layers to leave out for the prompt (for the negative
-    prompt none, as in diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it.
-    output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+    model's own. eta: how much fresh noise each step draws, 0 to 1, for schedulers that can be told (DDIM, TCD, DPM++ 2S
+    a); None for the scheduler's own. clip_skip: how many of the text encoder's last layers to leave out for the prompt
+    (for the negative prompt none, as in diffusers). truncate: cut a prompt that is too long, with a warning, instead of
+    refusing it. output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
 
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
     one a prompt; all pictures of a prompt start from its own. Without width and height the picture's own size counts,
@@ -90,6 +92,7 @@ class GenerationRequest:
     seed: int | None = None
     latents: NDArray[np.float32] | None = field(default=None, compare=False)
     scheduler: str | Mapping[str, Any] | None = None
+    eta: float | None = None
     clip_skip: int = 0
     truncate: bool = False
     output_type: OutputType = "pil"
@@ -128,6 +131,10 @@ class GenerationRequest:
         number = isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool)
         if scale is not None and not (number and abs(scale) <= MAX_GUIDANCE):
             raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
+        eta = self.eta
+        number = isinstance(eta, (int, float, np.integer, np.floating)) and not isinstance(eta, bool)
+        if eta is not None and not (number and 0 <= eta <= 1):
+            raise InputError(f"eta is {eta!r}, expected a number from 0 to 1")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
         if self.output_type not in ("pil", "np", "latent"):

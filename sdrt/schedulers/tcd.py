@@ -1,7 +1,7 @@
 """TCD: Zheng et al., "Trajectory Consistency Distillation", arXiv 2402.19159, algorithm 4.
 
-Strategic stochastic sampling: each step goes down to a level below the next, s = (1 - η)·t', and is noised up to it. The
-paper calls η γ.
+Strategic stochastic sampling: each step goes down to a level below the next, s = (1 - η)·t', and is noised up to it.
+The paper calls η γ.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sdrt.schedulers import options, tables
 from sdrt.schedulers.lcm import ConsistencyOptions, alpha_bars, distilled
 from sdrt.schedulers.tables import Array, Noise, Plan
 
-ETA = 0.3
-"""diffusers' default."""
+ETA = 0.0
+"""What diffusers' pipelines pass on unless they are told; its class's own default, and the authors' advice, is 0.3."""
 
 
 class TCD:

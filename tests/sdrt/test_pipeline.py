@@ -345,6 +345,8 @@ def test_long_prompt_is_never_cut_silently(null: Pipeline) -> None:
         ({"colour": "red"}, "no argument 'colour'; known arguments: prompt, negative_prompt, width"),
         ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        ({"scheduler": "Euler", "eta": 0.5}, "EulerDiscreteScheduler takes no eta"),
+        ({"scheduler": "DDIM", "eta": 1.5}, "eta is 1.5, expected a number from 0 to 1"),
         (
             {"latents": np.zeros((1, 4, 3, 3), np.float32)},
             r"latents has shape \[1, 4, 3, 3\], expected \[1, 4, 16, 16\]",

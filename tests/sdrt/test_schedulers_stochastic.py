@@ -7,6 +7,9 @@ import inspect
 import math
 import sys
 import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,8 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from sdrt import schedulers
+from benchmarks.demo import ship
+from sdrt import Pipeline, demo, schedulers
 from sdrt.errors import InputError
+from sdrt.metrics import psnr
+from sdrt.noise import TorchGenerator
 from sdrt.schedulers import dpmpp_sde
 
 # numpy's, about what diffusers does with torch's tensors.
@@ -102,7 +108,7 @@ class Recorded:
 class Brownian:
     """What diffusers' DPMSolverSDEScheduler takes for a noise sampler: W along σ, an increment a new point."""
 
-    def __init__(self, noise: Recorded) -> None:
+    def __init__(self, noise: Callable[[], np.ndarray]) -> None:
         self.noise, self.w = noise, {}  # type: dict[float, Any]
 
     def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
@@ -138,6 +144,7 @@ def walk(
     As often as diffusers draws noise, at the same steps, so do we.
     """
     eta = {"eta": config["eta"]} if "eta" in config else {}
+    told = {"eta": 0.0} if config["_class_name"] == "TCDScheduler" else {}  # diffusers' pipelines say so when not told
     config = {key: value for key, value in config.items() if key != "eta"}
     ours, alone = (schedulers.make(config, steps, **given, **eta) for _ in range(2))
     begin = left_out * ours.order
@@ -177,7 +184,7 @@ def walk(
             worst = max(worst, relative(seen, ours.scale(synchronised.numpy(), i)))
         got, x0 = ours.step(synchronised.numpy(), pred, i, of_ours)
         own, _ = alone.step(own, pred, i, of_alone)
-        said = theirs.step(torch.from_numpy(pred), timestep, synchronised, **eta)
+        said = theirs.step(torch.from_numpy(pred), timestep, synchronised, **{**told, **eta})
         for shown in ("pred_original_sample", "denoised"):
             if hasattr(said, shown):
                 assert relative(getattr(said, shown).numpy(), x0) <= 2e-6, f"x0 of step {i}"
@@ -358,3 +365,88 @@ def test_names() -> None:
     for name in ("Euler a", "DPM2 a Karras", "DPM++ 2S a Karras", "DPM++ SDE Karras", "DPM++ 2M SDE", "DPM++ 2M SDE Heun Exponential",
                  "DPM++ 3M SDE Karras", "DDPM", "LCM", "TCD"):  # fmt: skip
         assert schedulers.label(schedulers.resolve(name, SD1)) == name
+
+
+# -- whole pictures ------------------------------------------------------------------------------------------------------
+
+PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
+    "DDIM": (20, {"eta": 0.7}), "DDPM": (20, {}), "DPM2 a": (8, {}), "DPM2 a Karras": (20, {}), "DPM++ 2M SDE": (20, {}),
+    "DPM++ 2M SDE Karras": (8, {}), "DPM++ 2M SDE Heun": (8, {}), "DPM++ 3M SDE": (20, {}), "DPM++ 3M SDE Exponential": (8, {}),
+    "DPM++ 2S a": (8, {}), "DPM++ 2S a Karras": (20, {"eta": 0.5}), "DPM++ SDE": (8, {}), "DPM++ SDE Karras": (20, {}),
+    "EDMEulerScheduler": (8, {}), "Euler a": (20, {}), "LCM": (8, {}), "TCD": (8, {"eta": 0.3}),
+}  # fmt: skip
+"""Name: steps, and arguments of the generation. The demo model is none that LCM, TCD and EDM are for: the pictures are
+not good, but the same."""
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    with Pipeline.from_pretrained("demo") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = diffusers.StableDiffusionPipeline.from_pretrained(
+            Path(ship.__file__).parent / "checkpoint", torch_dtype=torch.float32, safety_checker=None
+        )
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+class TwoSForDiffusers(diffusers.SchedulerMixin, diffusers.ConfigMixin):  # type: ignore[misc]
+    """The formulas above as a scheduler that diffusers' pipeline takes, with the timesteps and noise levels of ours."""
+
+    order = 2
+
+    @diffusers.configuration_utils.register_to_config
+    def __init__(self, options: dict[str, Any], eta: float) -> None:
+        self.options, self.eta = options, eta
+
+    def set_timesteps(self, steps: int, device: Any = None) -> None:
+        made = schedulers.make(self.options, steps, eta=self.eta)
+        one = np.ones((1, 1, 1, 1), np.float32)
+        self.sigmas = [float(made.add_noise(0 * one, one, 2 * k).item()) for k in range(steps)]
+        self.timesteps, self.init_noise_sigma, self.i = torch.from_numpy(made.timesteps), made.init_sigma, 0
+        self.solver = TwoS(self.sigmas, self.eta, self.options["prediction_type"] == "v_prediction")
+
+    def scale_model_input(self, x: torch.Tensor, t: Any) -> torch.Tensor:
+        return x / math.sqrt(self.solver.level(self.i) ** 2 + 1)
+
+    def step(self, pred: torch.Tensor, t: Any, x: torch.Tensor, generator: Any = None, **_: Any) -> Any:
+        def draw() -> np.ndarray:
+            return torch.randn(x.shape, generator=generator[0]).numpy()
+
+        moved = self.solver.step(x.double().numpy(), pred.double().numpy(), self.i, draw)
+        self.i += 1
+        return (torch.from_numpy(moved).float(),)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_equal_diffusers(pipe: Pipeline, theirs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained weights rounded to float16, computed in float32, the same seed. The bar is 80 dB."""
+    steps, arguments = PICTURES[name]
+    config = schedulers.resolve(name, pipe.scheduler_config)
+    if config["_class_name"] == "DPMSolver2SAncestralScheduler":
+        theirs.scheduler = TwoSForDiffusers(config, arguments.get("eta", 1.0))
+    else:
+        kind = diffusers_class(config["_class_name"])
+        theirs.scheduler = kind.from_config(config)
+
+        def brownian(x: torch.Tensor, *_: Any) -> Brownian:
+            """Of the stream that our pipeline has, after the first latents."""
+            stream = TorchGenerator(5)
+            stream.randn(x.shape)
+            return Brownian(lambda: stream.randn(x.shape))
+
+        monkeypatch.setattr(sys.modules[kind.__module__], "BrownianTreeNoiseSampler", brownian, raising=False)
+    common = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = theirs(
+            demo.PROMPTS[2], negative_prompt="red", generator=[torch.Generator().manual_seed(5)], **common, **arguments
+        ).images
+    got = pipe(demo.PROMPTS[2], negative_prompt="red", seed=5, scheduler=name, **common, **arguments).images
+    assert psnr(expected, got, 1.0) >= 80
