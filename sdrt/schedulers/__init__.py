@@ -17,6 +17,7 @@ from sdrt.schedulers.dpm_multistep import DPMSolverMultistep
 from sdrt.schedulers.dpm_singlestep import DPMSolverSinglestep
 from sdrt.schedulers.euler import Euler
 from sdrt.schedulers.flow_match import FlowMatchEuler
+from sdrt.schedulers.flow_match_heun import FlowMatchHeun
 from sdrt.schedulers.heun import Heun
 from sdrt.schedulers.kdpm2 import KDPM2
 from sdrt.schedulers.lms import LMS
@@ -36,6 +37,7 @@ _SOLVERS: tuple[Solver, ...] = (
     DPMSolverSinglestep,
     Euler,
     FlowMatchEuler,
+    FlowMatchHeun,
     Heun,
     KDPM2,
     LMS,
