@@ -22,6 +22,7 @@ from sdrt.schedulers.edm import EDMEuler
 from sdrt.schedulers.euler import Euler
 from sdrt.schedulers.euler_ancestral import EulerAncestral
 from sdrt.schedulers.flow_match import FlowMatchEuler
+from sdrt.schedulers.flow_match_heun import FlowMatchHeun
 from sdrt.schedulers.heun import Heun
 from sdrt.schedulers.kdpm2 import KDPM2
 from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
@@ -44,6 +45,7 @@ _SOLVERS: tuple[Solver, ...] = (
     DPMSolverSinglestep,
     Euler,
     FlowMatchEuler,
+    FlowMatchHeun,
     Heun,
     KDPM2,
     LMS,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdrt.errors import InputError
+from sdrt.errors import InputError, quoted
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
@@ -65,11 +65,7 @@ class FlowMatchEuler:
             use_dynamic_shifting=(o.use_dynamic_shifting, False),
             invert_sigmas=(o.invert_sigmas, False),
         )
-        if config.get("prediction_type", "flow_prediction") != "flow_prediction":
-            raise InputError(
-                f"{name}: the model's prediction_type is {config['prediction_type']!r}, and this is for flows",
-                "choose another scheduler",
-            )
+        check_prediction(config, name)
         levels.check_steps(plan.steps, o)
         sigmas = self._sigmas_of(o, plan)
         self._sigmas = np.append(sigmas, 0.0).astype(np.float32)
@@ -86,10 +82,7 @@ class FlowMatchEuler:
         elif plan.timesteps is not None:
             sigmas = plan.timesteps.astype(np.float32).astype(np.float64) / n
         else:
-            # Shifted once as the training schedule's ends, and once more below: as in diffusers.
-            ends = np.array([n, 1], np.float32) / np.float32(n)
-            ends = np.float32(o.shift) * ends / (np.float32(1) + np.float32(o.shift - 1) * ends)
-            sigmas = np.linspace(float(ends[0]) * n, float(ends[1]) * n, plan.steps) / n
+            sigmas = unshifted(o.shift, plan.steps, n)
         if not 0 < sigmas[-1] <= sigmas[0] <= 1:
             raise InputError(
                 f"{self.ABOUT.diffusers}: sigmas lie above 0, and not above 1",
@@ -115,3 +108,22 @@ class FlowMatchEuler:
         if self._stochastic:  # x0 noised anew
             return (np.float32(1) - after) * x0 + after * noise(), x0
         return x + (after - sigma) * pred, x0
+
+
+def check_prediction(config: Mapping[str, Any], name: str) -> None:
+    """InputError for a model whose config says that it predicts something else than a flow."""
+    kind = config.get("prediction_type", "flow_prediction")
+    if kind != "flow_prediction":
+        raise InputError(
+            f"{name}: the model's prediction_type is {quoted(kind)}, and this is for flows", "choose another scheduler"
+        )
+
+
+def unshifted(shift: float, steps: int, n: int) -> levels.Floats:
+    """f64[steps], falling: equal steps between the ends of the training schedule.
+
+    Those are shifted already, and what lies between is shifted once more afterwards: as in diffusers.
+    """
+    ends = np.array([n, 1], np.float32) / np.float32(n)
+    ends = np.float32(shift) * ends / (np.float32(1) + np.float32(shift - 1) * ends)
+    return np.linspace(float(ends[0]) * n, float(ends[1]) * n, steps) / n

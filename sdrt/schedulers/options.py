@@ -77,15 +77,13 @@ def _option(hint: Any, value: Any, where: str) -> Any:
         number = whole or (type(value) is float and math.isfinite(value))
         if value is None and kind is type(None):
             return None
-        if get_origin(kind) is Literal and isinstance(value, (str, int)) and value in get_args(kind):
-            # True is 1 to Python, not to a config.
-            if type(value) in map(type, get_args(kind)):
-                return value
-        elif kind is float and number:
-            return float(value)
-        elif (kind is bool and type(value) is bool) or (kind is int and whole):
+        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
             return value
-        elif get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        if kind is float and number:
+            return float(value)
+        if (kind is bool and type(value) is bool) or (kind is int and whole):
+            return value
+        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
             if len(value) > MAX_VALUES:
                 raise InputError(f"{where} has {len(value)} values, at most {MAX_VALUES}")
             inner = get_args(kind)[0]

@@ -161,7 +161,12 @@ class UniPC:
     ) -> Array:
         """base - gain·(Σ ρ_k·D_k + more), D_k the difference quotients of the history."""
         m = self._history
-        terms = [((m[k] - m[0]) / r) * rho for k, (r, rho) in enumerate(zip(ratios[:-1], rhos, strict=False), 1)]
+        terms = []
+        for k, (ratio, rho) in enumerate(zip(ratios[:-1], rhos, strict=False), 1):
+            quotient = m[k] - m[0]
+            quotient /= ratio
+            quotient *= rho
+            terms.append(quotient)
         total = functools.reduce(np.add, terms if more is None else [*terms, more])
         base -= gain * total
         return base

@@ -9,13 +9,14 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sdrt import schedulers
 from sdrt.errors import BundleError, InputError
-from sdrt.schedulers import tables
+from sdrt.schedulers import lms, options, tables
 
 # numpy's, about what diffusers does with torch's tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -53,6 +54,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"timestep_type": "continuous"}, {**EXPONENTIAL, "sigma_min": 0.1, "sigma_max": 10.0}, ZERO_SNR, {**ZERO_SNR, **KARRAS},
     ],
     "FlowMatchEulerDiscreteScheduler": [{}, {"shift": 3.0}, {"shift": 3.0, **KARRAS}, {"shift": 3.0, **BETA}, {"shift_terminal": 0.1, **EXPONENTIAL}],
+    "FlowMatchHeunDiscreteScheduler": [{}, {"shift": 3.0}],
     "HeunDiscreteScheduler": [*SIGMAS, {"clip_sample": True}, {"beta_schedule": "exp"}],
     "KDPM2DiscreteScheduler": SIGMAS,
     "LMSDiscreteScheduler": SIGMAS,
@@ -74,7 +76,7 @@ NO_SAMPLE = ("KDPM2DiscreteScheduler", "PNDMScheduler")  # refuse prediction_typ
 
 
 def configured(name: str, options: dict[str, Any], spacing: str, prediction: str) -> dict[str, Any]:
-    if name == "FlowMatchEulerDiscreteScheduler":
+    if name.startswith("FlowMatch"):
         return {**options, "_class_name": name}
     if prediction == "sample" and name in NO_SAMPLE:
         prediction = "epsilon"
@@ -137,6 +139,11 @@ def walk(config: dict[str, Any], steps: int | None, left_out: int = 0, **given: 
 
 def noised(theirs: Any, x0: np.ndarray, noise: np.ndarray, begin: int) -> np.ndarray:
     at = theirs.timesteps[begin : begin + 1].repeat(2)
+    if isinstance(theirs, diffusers.FlowMatchHeunDiscreteScheduler):
+        # Its scale_noise begins to count steps, and is for a fresh scheduler only.
+        return (
+            theirs.sigmas[begin] * torch.from_numpy(noise) + (1 - theirs.sigmas[begin]) * torch.from_numpy(x0)
+        ).numpy()
     if hasattr(theirs, "scale_noise"):
         return theirs.scale_noise(torch.from_numpy(x0), at, torch.from_numpy(noise)).numpy()
     return theirs.add_noise(torch.from_numpy(x0), torch.from_numpy(noise), at).numpy()
@@ -282,6 +289,45 @@ def test_names() -> None:
     assert schedulers.resolve("DPMSolverMultistepScheduler", karras)["use_karras_sigmas"] is True
 
 
+def test_names_with_a_schedule() -> None:
+    """A sampler's name with a schedule behind: where its class has it, and whatever the model's config says."""
+    ours = {**SD1, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "ays", "use_beta_sigmas": False}
+    assert "timestep_spacing" not in schedulers.resolve("Euler", ours)
+    assert schedulers.label(schedulers.resolve("Euler Beta", ours)) == "Euler Beta"
+    assert schedulers.label(ours) == "Euler AYS"
+    assert schedulers.label({**ours, "timestep_spacing": "trailing"}) == "Euler"
+    assert schedulers.label({"_class_name": "DPMSolverMultistepScheduler"}) == "DPM++ 2M"
+    assert (
+        schedulers.label({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"})
+        == "DPMSolverMultistepScheduler"
+    )
+    assert (
+        schedulers.label({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True})
+        == "DPMSolverMultistepScheduler"
+    )
+    assert schedulers.label({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": None}) == "Euler"
+    assert {"DPM++ 2M SGM Uniform", "Heun Exponential", "UniPC Karras", "DEIS AYS XL"} <= schedulers.A1111.keys()
+    for name in ("PLMS Karras", "DDIM Beta", "Euler karras beta", "Karras"):
+        with pytest.raises(InputError, match="no scheduler"):
+            schedulers.resolve(name, SD1)
+
+
+def test_linear_multistep_weights_are_the_integrals() -> None:
+    """diffusers integrates by scipy's quadrature, to 1e-4; the polynomials' integrals are exact."""
+    sigmas = np.array([14.6, 9.7, 5.1, 3.3, 1.9, 0.4, 0.0], np.float32)
+    for i in range(6):
+        for order in range(1, min(i + 1, 4) + 1):
+            nodes = [float(sigmas[i - k]) for k in range(order)]
+            for own, weight in zip(nodes, lms.weights(sigmas, i, order), strict=True):
+                others = [node for node in nodes if node != own]
+                wanted, _ = scipy.integrate.quad(
+                    lambda t, own=own, others=others: np.prod([(t - c) / (own - c) for c in others]),
+                    nodes[0],
+                    sigmas[i + 1],
+                )
+                assert weight == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -370,7 +416,7 @@ JSON = st.recursive(
 
 @given(
     name=st.sampled_from(sorted(schedulers.CLASSES)),
-    key=st.sampled_from(sorted([*SD1, "prediction_type", "solver_order", "sigma_min"])),
+    key=st.sampled_from(sorted(options.FOREIGN)),
     value=JSON,
 )
 def test_any_value_of_any_option(name: str, key: str, value: Any) -> None:

@@ -50,6 +50,7 @@ FULL = {
 """Those that have betas."""
 FLOW = {
     "FlowMatchEulerDiscreteScheduler": {"shift": 3.0, "shift_terminal": 0.1, "use_beta_sigmas": True, "base_shift": 0.5},
+    "FlowMatchHeunDiscreteScheduler": {"shift": 3.0},
 }  # fmt: skip
 SPACING = ("leading", "linspace", "trailing")
 KINDS = ("epsilon", "v_prediction", "sample")
