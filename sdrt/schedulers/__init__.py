@@ -19,6 +19,7 @@ from sdrt.schedulers.dpm_singlestep import DPMSolverSinglestep
 from sdrt.schedulers.dpmpp_2s_ancestral import DPMSolver2SAncestral
 from sdrt.schedulers.dpmpp_sde import DPMSolverSDE
 from sdrt.schedulers.edm import EDMEuler
+from sdrt.schedulers.edm_dpm import EDMDPMSolverMultistep
 from sdrt.schedulers.euler import Euler
 from sdrt.schedulers.euler_ancestral import EulerAncestral
 from sdrt.schedulers.flow_match import FlowMatchEuler
@@ -55,6 +56,7 @@ _SOLVERS: tuple[Solver, ...] = (
     DDPM,
     DPMSolver2SAncestral,
     DPMSolverSDE,
+    EDMDPMSolverMultistep,
     EDMEuler,
     EulerAncestral,
     KDPM2Ancestral,

@@ -26,7 +26,7 @@ def stepped(
     h = level.lam[end] - level.lam[start]
     if not of_x0:
         moved = integrated(x, level.alpha[end] / level.alpha[start], TWO * level.s[end], h, d[:2], midpoint=midpoint)
-        moved += (level.s[end] * np.sqrt(exp(TWO * h) - one)) * fresh
+        moved += (level.s[end] * np.sqrt(np.maximum(exp(TWO * h) - one, np.float32(0)))) * fresh
         return moved
     double = -TWO * h
     phi1 = exp(double) - one
@@ -34,5 +34,5 @@ def stepped(
     moved = integrated(x, scale, level.alpha[end], double, d[:2], midpoint=midpoint)
     if len(d) > 2:
         moved -= (level.alpha[end] * ((phi1 - double) / double**2 + np.float32(0.5))) * d[2]
-    moved += (level.s[end] * np.sqrt(-phi1)) * fresh
+    moved += (level.s[end] * np.sqrt(np.maximum(-phi1, np.float32(0)))) * fresh
     return moved

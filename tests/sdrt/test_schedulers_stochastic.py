@@ -57,6 +57,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         SDE, {**SDE, **KARRAS, "solver_order": 3}, {**SDE, "solver_order": 3, "solver_type": "heun"}, {**SDE, "solver_type": "heun"},
         {**SDE, "solver_order": 1, **BETA}, {**SDE, "final_sigmas_type": "sigma_min"}, {**SDE, **FLOW},
     ],
+    "EDMDPMSolverMultistepScheduler": [
+        SDE, {}, {**SDE, "solver_type": "heun"}, {"solver_order": 3, "sigma_schedule": "exponential"}, {**SDE, "solver_order": 1, **THRESHOLD},
+        {"lower_order_final": False, "solver_order": 3, "sigma_min": 0.01, "rho": 5.0}, {"euler_at_final": True, "final_sigmas_type": "sigma_min"},
+    ],
     "EDMEulerScheduler": [{}, {"sigma_schedule": "exponential"}, {"final_sigmas_type": "sigma_min", "sigma_data": 1.0, "rho": 5.0}],
     "EulerAncestralDiscreteScheduler": [{}, {"steps_offset": 0}, ZERO_SNR],
     "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True, "shift": 3.0}],
@@ -71,7 +75,7 @@ WALKS = [
     ("trailing", "v_prediction", 20, 0), ("linspace", "epsilon", 1, 0), ("trailing", "v_prediction", 2, 0), ("leading", "v_prediction", 20, 8),
 ]  # fmt: skip
 """Spacing, prediction, steps, and how many steps image to image leaves out."""
-ONLY_EPSILON_OR_V = ("DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # fmt: skip
+ONLY_EPSILON_OR_V = ("DPMSolverSDEScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # fmt: skip
 
 
 def diffusers_class(name: str) -> Any:
@@ -340,6 +344,8 @@ def test_joined_noise_is_standard_normal() -> None:
         ({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "sample"}, {}, "prediction_type: expected"),
         ({"_class_name": "KDPM2AncestralDiscreteScheduler", **ZERO_SNR}, {}, "rescale_betas_zero_snr=True is not"),
         ({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}, {}, "noise_sampler_seed=3 is not supported"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", **SDE, "solver_order": 3}, {}, "solver_order=3 is not supported"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sample_max_value": 0.0}, {}, "sample_max_value is 0"),
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, {}, "sigma_min is 90.0, more than sigma_max"),
         ({"_class_name": "EDMEulerScheduler", "rho": 0.0}, {}, "rho is 0.0"),
         ({"_class_name": "EDMEulerScheduler"}, {"sigmas": [5.0, 1.0]}, "EDMEulerScheduler takes no sigmas"),
@@ -373,7 +379,7 @@ PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "DDIM": (20, {"eta": 0.7}), "DDPM": (20, {}), "DPM2 a": (8, {}), "DPM2 a Karras": (20, {}), "DPM++ 2M SDE": (20, {}),
     "DPM++ 2M SDE Karras": (8, {}), "DPM++ 2M SDE Heun": (8, {}), "DPM++ 3M SDE": (20, {}), "DPM++ 3M SDE Exponential": (8, {}),
     "DPM++ 2S a": (8, {}), "DPM++ 2S a Karras": (20, {"eta": 0.5}), "DPM++ SDE": (8, {}), "DPM++ SDE Karras": (20, {}),
-    "EDMEulerScheduler": (8, {}), "Euler a": (20, {}), "LCM": (8, {}), "TCD": (8, {"eta": 0.3}),
+    "EDMEulerScheduler": (8, {}), "EDMDPMSolverMultistepScheduler": (20, {}), "Euler a": (20, {}), "LCM": (8, {}), "TCD": (8, {"eta": 0.3}),
 }  # fmt: skip
 """Name: steps, and arguments of the generation. The demo model is none that LCM, TCD and EDM are for: the pictures are
 not good, but the same."""
