@@ -17,6 +17,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [  # the costliest options
     ("DPM++ 2S", {"solver_order": 3}),
     ("PLMS", {"skip_prk_steps": False}),
     ("UniPC", {"solver_order": 3}),
+    ("EDMEulerScheduler", {}),
+    ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.schedulers import levels, options, tables
-from sdrt.schedulers.euler_ancestral import start_sigma
+from sdrt.schedulers.euler_ancestral import ending, start_sigma
 from sdrt.schedulers.kdpm2_ancestral import interleaved
 from sdrt.schedulers.tables import Array, Noise, Plan
 
@@ -39,7 +39,7 @@ class DPMSolver2SAncestral:
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
         made = levels.exploding(o, plan, self.ABOUT.diffusers)
-        self._sigmas = np.append(made.sigmas, 0.0).astype(np.float32)
+        self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
         sigma, after = self._sigmas[:-2].astype(np.float64), self._sigmas[1:-1].astype(np.float64)
         self._down, self._up = _split(sigma, after, 1.0 if plan.eta is None else plan.eta)
         self._middles = np.sqrt(sigma * self._down)
@@ -82,5 +82,5 @@ def _split(sigma: levels.Floats, after: levels.Floats, eta: float) -> tuple[leve
     """(down, up) of each step, down² + up² = after²; without the difference of squares that k-diffusion takes."""
     left = (after / sigma) ** 2
     down: levels.Floats = after * np.sqrt((1 - eta**2) + eta**2 * left)
-    up: levels.Floats = eta * after * np.sqrt(1 - left)
+    up: levels.Floats = eta * after * np.sqrt(np.maximum(1 - left, 0))
     return down, up

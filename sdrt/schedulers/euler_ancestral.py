@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sdrt.errors import InputError
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
@@ -27,6 +28,9 @@ class EulerAncestralOptions(tables.TrainingSchedule):
     use_karras_sigmas = use_exponential_sigmas = use_beta_sigmas = False  # constants, no options
 
 
+ZERO = np.float32(0)
+
+
 def split(sigma: np.float32, sigma_next: np.float32) -> tuple[np.float32, np.float32]:
     """(down, up): the noise that the step goes down to, and the fresh noise that brings it up to ``sigma_next``.
 
@@ -34,8 +38,18 @@ def split(sigma: np.float32, sigma_next: np.float32) -> tuple[np.float32, np.flo
     sigma, down is the small difference of two equal squares, and its rounding is part of the picture.
     """
     square, square_next = sigma * sigma, sigma_next * sigma_next
-    up = np.minimum(sigma_next, np.sqrt(square_next * (square - square_next) / square))
-    return np.sqrt(np.maximum(square_next - up * up, np.float32(0))), up
+    up = np.minimum(sigma_next, np.sqrt(square_next * np.maximum(square - square_next, ZERO) / square))
+    return np.sqrt(np.maximum(square_next - up * up, ZERO)), up
+
+
+def ending(sigmas: levels.Floats, name: str) -> Array:
+    """f32[steps + 1]: σ of the steps, and 0 at the end. InputError where float32 does not hold its fourth power."""
+    if sigmas.max() > tables.MAX_SIGMA:
+        raise InputError(
+            f"{name}: the first step's noise is {sigmas.max():g} times the picture's, at most {tables.MAX_SIGMA:g}",
+            "the betas are too large",
+        )
+    return np.append(sigmas, 0.0).astype(np.float32)
 
 
 def start_sigma(sigmas: Array, spacing: str) -> float:
@@ -58,7 +72,7 @@ class EulerAncestral:
         o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
         made = levels.exploding(o, plan, self.ABOUT.diffusers)  # type: ignore[arg-type] # its flags are constants
         self.timesteps = made.timesteps.astype(np.float32)
-        self._sigmas = np.append(made.sigmas, 0.0).astype(np.float32)
+        self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
         self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.schedulers import levels, options, tables
-from sdrt.schedulers.euler_ancestral import split, start_sigma
+from sdrt.schedulers.euler_ancestral import ending, split, start_sigma
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -42,7 +42,7 @@ class KDPM2Ancestral:
         o = options.read(self.OPTIONS, config, name)
         options.unsupported(name, rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False))
         made = levels.exploding(o, plan, name, karras_rounded=True)
-        self._sigmas = np.append(made.sigmas, 0.0).astype(np.float32)
+        self._sigmas = ending(made.sigmas, name)
         # A middle between each σ and where its step goes down to; of the last step, which goes to 0, none.
         self._middles = np.array(
             [middle(s, split(s, after)[0]) for s, after in zip(self._sigmas[:-2], self._sigmas[1:-1], strict=True)],

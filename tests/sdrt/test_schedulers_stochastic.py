@@ -347,6 +347,7 @@ def test_joined_noise_is_standard_normal() -> None:
         ({"_class_name": "EDMDPMSolverMultistepScheduler", **SDE, "solver_order": 3}, {}, "solver_order=3 is not supported"),
         ({"_class_name": "EDMDPMSolverMultistepScheduler", "sample_max_value": 0.0}, {}, "sample_max_value is 0"),
         ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, {}, "sigma_min is 90.0, more than sigma_max"),
+        ({"_class_name": "DPMSolverSDEScheduler", "num_train_timesteps": 10, "trained_betas": [0.99] * 10}, {}, "times the picture's, at most 1e"),
         ({"_class_name": "EDMEulerScheduler", "rho": 0.0}, {}, "rho is 0.0"),
         ({"_class_name": "EDMEulerScheduler"}, {"sigmas": [5.0, 1.0]}, "EDMEulerScheduler takes no sigmas"),
         ({"_class_name": "DPMSolverSinglestepScheduler", **SDE, "thresholding": 3}, {}, "thresholding: expected true"),

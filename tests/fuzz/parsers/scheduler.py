@@ -46,11 +46,20 @@ FULL = {
         "solver_order": 3, "solver_type": "bh2", "predict_x0": True, "lower_order_final": True, "disable_corrector": [0, 1],
         "final_sigmas_type": "sigma_min", "sigma_min": None, "sigma_max": None, "use_flow_sigmas": False, "flow_shift": 3.0,
     },
+    "DDPMScheduler": {"variance_type": "fixed_large", "clip_sample": True, "clip_sample_range": 2.0, "thresholding": False},
+    "DPMSolver2SAncestralScheduler": {"use_karras_sigmas": True},
+    "DPMSolverSDEScheduler": {"use_beta_sigmas": True, "noise_sampler_seed": None},
+    "EulerAncestralDiscreteScheduler": {},
+    "KDPM2AncestralDiscreteScheduler": {"use_exponential_sigmas": True},
+    "LCMScheduler": {"original_inference_steps": 100, "timestep_scaling": 10.0, "clip_sample": True, "clip_sample_range": 2.0},
+    "TCDScheduler": {"original_inference_steps": 50},
 }  # fmt: skip
 """Those that have betas."""
 FLOW = {
     "FlowMatchEulerDiscreteScheduler": {"shift": 3.0, "shift_terminal": 0.1, "use_beta_sigmas": True, "base_shift": 0.5},
     "FlowMatchHeunDiscreteScheduler": {"shift": 3.0},
+    "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0, "sigma_schedule": "karras"},
+    "EDMDPMSolverMultistepScheduler": {"solver_order": 3, "sigma_schedule": "exponential", "thresholding": True},
 }  # fmt: skip
 SPACING = ("leading", "linspace", "trailing")
 KINDS = ("epsilon", "v_prediction", "sample")
