@@ -41,12 +41,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "DEISMultistepScheduler": [*MULTISTEP, {"lower_order_final": False, "solver_order": 3}],
     "DPMSolverMultistepScheduler": [
-        *MULTISTEP, {"use_lu_lambdas": True}, {"use_lu_lambdas": True, "solver_order": 3}, {"solver_type": "heun"}, {"euler_at_final": True},
+        *MULTISTEP, {"use_lu_lambdas": True}, {"use_lu_lambdas": True, "solver_order": 3}, {"solver_type": "heun"}, {"euler_at_final": True, **SIGMA_MIN},
         SIGMA_MIN, {**KARRAS, **SIGMA_MIN}, {"lower_order_final": False, "solver_order": 3}, ZERO_SNR, {**ZERO_SNR, **KARRAS, "solver_order": 3},
         NOISE, {**NOISE, "solver_order": 3}, {**NOISE, "solver_type": "heun"}, {**NOISE, "thresholding": True, "sample_max_value": 3.0},
     ],
     "DPMSolverSinglestepScheduler": [
-        *MULTISTEP, {"solver_type": "heun"}, {"solver_order": 3, "solver_type": "heun"}, {"lower_order_final": True}, SIGMA_MIN,
+        *MULTISTEP, {"solver_type": "heun"}, {"solver_order": 3, "solver_type": "heun"}, {"lower_order_final": True, **SIGMA_MIN}, SIGMA_MIN,
         {"lower_order_final": True, "solver_order": 3}, NOISE, {**NOISE, "solver_order": 3}, {**NOISE, "solver_type": "heun", "solver_order": 3},
     ],
     "EulerDiscreteScheduler": [
