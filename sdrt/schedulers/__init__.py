@@ -152,7 +152,7 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     """
     base = _known(base)
     if scheduler is None:
-        config = dict(base)
+        config = _without_extra(base, base.get("_class_name"))
     elif isinstance(scheduler, str):
         by_lower = {name.lower(): name for name in (*CLASSES, *A1111)}
         name = by_lower.get(" ".join(scheduler.lower().split()), "")
@@ -161,7 +161,7 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         class_name, meant = A1111.get(name, (name, {}))
         if name in A1111 and base.get("timestep_spacing") in levels.OURS:
             del base["timestep_spacing"]  # a schedule's, which is for the name to say
-        config = {**base, **meant, "_class_name": class_name}
+        config = {**_without_extra(base, class_name), **meant, "_class_name": class_name}
     elif isinstance(scheduler, Mapping):
         config = dict(scheduler)
     else:
@@ -172,6 +172,12 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     if not isinstance(chosen, str) or chosen not in CLASSES:
         raise _unknown(chosen)
     return config
+
+
+def _without_extra(base: Mapping[str, Any], class_name: object) -> dict[str, Any]:
+    """A model's own config without options that diffusers' class has not, and ours has for A1111's names and dicts."""
+    extra = CLASSES[class_name].ABOUT.extra if isinstance(class_name, str) and class_name in CLASSES else ()
+    return {key: value for key, value in base.items() if key not in extra}
 
 
 def _known(base: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class EulerAncestralOptions(tables.TrainingSchedule):
-    """Options of EulerAncestralDiscreteScheduler; names and defaults are diffusers'. It has no sigma schedules."""
+class EulerAncestralOptions(levels.SigmaSchedule):
+    """Options of EulerAncestralDiscreteScheduler; names and defaults are diffusers', but for the sigma schedules.
+
+    diffusers' class has none; A1111 has them for this sampler too.
+    """
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
-    timestep_spacing: levels.WideSpacing = "linspace"  # type: ignore[assignment] # more than the base's
-
-    use_karras_sigmas = use_exponential_sigmas = use_beta_sigmas = False  # constants, no options
 
 
 ZERO = np.float32(0)
@@ -64,13 +64,14 @@ class EulerAncestral:
     ABOUT = tables.About(
         "EulerAncestralDiscreteScheduler", "first order, fresh noise at each step; varied pictures, never settles",
         "Score-Based Generative Modeling through Stochastic Differential Equations", "2011.13456",
+        extra=frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"}),
     )  # fmt: skip
     OPTIONS = EulerAncestralOptions
     order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
-        made = levels.exploding(o, plan, self.ABOUT.diffusers)  # type: ignore[arg-type] # its flags are constants
+        made = levels.exploding(o, plan, self.ABOUT.diffusers)
         self.timesteps = made.timesteps.astype(np.float32)
         self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
         self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)

@@ -73,6 +73,8 @@ class About:
     arxiv: str = ""
     accepts: frozenset[str] = frozenset()
     """Which of "timesteps", "sigmas" and "eta" a caller may give; as diffusers' ``set_timesteps`` and ``step``."""
+    extra: frozenset[str] = frozenset()
+    """Options that diffusers' class has not: passed over, as it does, in a model's own config."""
 
 
 @dataclass(frozen=True)

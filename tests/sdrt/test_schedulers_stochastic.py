@@ -62,7 +62,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"lower_order_final": False, "solver_order": 3, "sigma_min": 0.01, "rho": 5.0}, {"euler_at_final": True, "final_sigmas_type": "sigma_min"},
     ],
     "EDMEulerScheduler": [{}, {"sigma_schedule": "exponential"}, {"final_sigmas_type": "sigma_min", "sigma_data": 1.0, "rho": 5.0}],
-    "EulerAncestralDiscreteScheduler": [{}, {"steps_offset": 0}, ZERO_SNR],
+    "EulerAncestralDiscreteScheduler": [*SIGMAS, {"steps_offset": 0}, ZERO_SNR],
     "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True, "shift": 3.0}],
     "KDPM2AncestralDiscreteScheduler": SIGMAS,
     "LCMScheduler": [{}, CLIPPED, THRESHOLD, {**ZERO_SNR, "prediction_type": "v_prediction"}, {"original_inference_steps": 100, "timestep_scaling": 3.0}],
@@ -154,6 +154,11 @@ def walk(
     begin = left_out * ours.order
     theirs = diffusers_class(config["_class_name"]).from_config(config)
     theirs.set_timesteps(**given) if given else theirs.set_timesteps(steps)
+    if config["_class_name"].startswith("EulerA") and any(key.startswith("use_") for key in config):
+        # It has no sigma schedules there: those of the class that has.
+        other = diffusers.EulerDiscreteScheduler.from_config(config)
+        other.set_timesteps(steps)
+        theirs.sigmas, theirs.timesteps = other.sigmas, other.timesteps
     if hasattr(theirs, "set_begin_index"):
         theirs.set_begin_index(begin)
     # 2e-4 of a training step: those of a sigma schedule are interpolated, in float32 there and in float64 here.
@@ -366,6 +371,18 @@ def test_options_of_the_class_that_wants_torchsde() -> None:
     assert own.keys() >= theirs.keys() - {"self"}
     for option in theirs.keys() - {"self"}:
         assert own[option].default == theirs[option].default, option
+
+
+def test_a_models_own_sigma_schedule_is_passed_over_where_diffusers_passes_it_over() -> None:
+    own = {**SD1, **KARRAS, "_class_name": "EulerAncestralDiscreteScheduler"}
+    for chosen in (None, "EulerAncestralDiscreteScheduler", "Euler a"):
+        config = schedulers.resolve(chosen, own)
+        assert not config.get("use_karras_sigmas")
+        theirs = diffusers.EulerAncestralDiscreteScheduler.from_config(own)
+        theirs.set_timesteps(5)
+        np.testing.assert_allclose(schedulers.make(config, 5).timesteps, theirs.timesteps.numpy())
+    for chosen in ("Euler a Karras", own):
+        assert schedulers.label(schedulers.resolve(chosen, own)) == "Euler a Karras"
 
 
 def test_names() -> None:
