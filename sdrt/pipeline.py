@@ -330,7 +330,9 @@ class Pipeline:
                 f"give width and height that match it: multiples of {space.downscale}",
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
-        scheduler = schedulers.make(config, request.num_inference_steps, eta=request.eta)
+        scheduler = schedulers.make(
+            config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
+        )
         self._check_time_ids(request)
         self._check_profiles(request, size)
         ticks = self._ticks(request, scheduler)
