@@ -10,24 +10,34 @@ import pytest
 
 from sdrt import schedulers
 
-NAMES = list(schedulers.A1111)
+NAMES = list(schedulers.NAMES)
+MORE: list[tuple[str, dict[str, Any]]] = [  # the costliest options
+    ("DEIS", {"solver_order": 3}),
+    ("DPM++ 2M", {"thresholding": True, "sample_max_value": 3.0}),
+    ("DPM++ 2S", {"solver_order": 3}),
+    ("PLMS", {"skip_prk_steps": False}),
+    ("UniPC", {"solver_order": 3}),
+    ("EDMEulerScheduler", {}),
+    ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
+]
 
 
 @pytest.fixture
 def config(bundle: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     base = schedulers.read_config(bundle / "scheduler" / "scheduler_config.json")
-    return schedulers.resolve(request.param, base)
+    name, options = request.param if isinstance(request.param, tuple) else (request.param, {})
+    return {**schedulers.resolve(name, base), **options}
 
 
-@pytest.mark.parametrize("config", NAMES, indirect=True)
+@pytest.mark.parametrize("config", [*NAMES, *MORE], indirect=True, ids=str)
 def test_step(benchmark: Any, config: dict[str, Any]) -> None:
     x, pred = np.random.default_rng(0).standard_normal((2, 1, 4, 64, 64), dtype=np.float32)
     scheduler = schedulers.make(config, 20)
-    for i in range(10):  # until a multistep solver has its history
+    for i in range(10):  # until a multistep solver has its history, and a solver of two calls begins a step
         scheduler.step(x, pred, i, x.copy)
     benchmark(scheduler.step, x, pred, 10, x.copy)
 
 
-@pytest.mark.parametrize("config", NAMES, indirect=True)
+@pytest.mark.parametrize("config", [*NAMES, "DPM++ 2M Karras", "Euler Beta", "Euler AYS"], indirect=True)
 def test_tables(benchmark: Any, config: dict[str, Any]) -> None:
     benchmark(schedulers.make, config, 20)

@@ -172,7 +172,8 @@ def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
 
 def parameters_text(
     prompt: str, negative_prompt: str, *, steps: int, sampler: str, guidance_scale: float, seed: int,
-    size: tuple[int, int], model: str, clip_skip: int = 0, strength: float | None = None, version: str,
+    size: tuple[int, int], model: str, clip_skip: int = 0, eta: float | None = None,
+    strength: float | None = None, version: str,
 ) -> str:  # fmt: skip
     """The text of A1111's ``parameters`` chunk: the prompts, then one line of ``Name: value`` pairs."""
     fields = {
@@ -185,6 +186,8 @@ def parameters_text(
     }
     if clip_skip:
         fields["Clip skip"] = clip_skip + 1  # A1111 counts the layer that it stops at
+    if eta is not None:
+        fields["Eta"] = f"{eta:g}"
     if strength is not None:
         fields["Denoising strength"] = f"{strength:g}"
     fields["Version"] = f"sdrt {version}"

@@ -330,7 +330,9 @@ class Pipeline:
                 f"give width and height that match it: multiples of {space.downscale}",
             )
         config = schedulers.resolve(request.scheduler, self.scheduler_config)
-        scheduler = schedulers.make(config, request.num_inference_steps)
+        scheduler = schedulers.make(
+            config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
+        )
         self._check_time_ids(request)
         self._check_profiles(request, size)
         ticks = self._ticks(request, scheduler)
@@ -350,7 +352,8 @@ class Pipeline:
         inputs = widened(self.bundle.component(facts.component)).inputs
         clock = next((spec for spec in inputs if facts.inputs[spec.name] == ("timestep",)), None)
         batch = len(request.prompts) * (1 + request.guided)
-        return [_timestep(float(timestep), clock, batch) for timestep in scheduler.timesteps[request.begin() :]]
+        begin = request.begin() * scheduler.order
+        return [_timestep(float(timestep), clock, batch) for timestep in scheduler.timesteps[begin:]]
 
     def _check_time_ids(self, request: GenerationRequest) -> None:
         """InputError for sizes that the network is not told."""
@@ -397,7 +400,7 @@ class Pipeline:
         constant = {name: _join(sources, s) for name, s in facts.inputs.items() if name not in changing}
 
         generators = [TorchGenerator(seed) for seed in run.seeds]
-        begin = request.begin()
+        begin = request.begin() * scheduler.order  # in network calls
         if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
             x0 = self._encode(run, generators)
             latents = scheduler.add_noise(x0, initial_latents(generators, run.shape), begin)

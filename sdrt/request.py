@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdrt import image
 from sdrt.bundle import MAX_GUIDANCE
-from sdrt.errors import InputError
+from sdrt.errors import InputError, quoted
 from sdrt.image_file import MAX_SIDE
 from sdrt.noise import MAX_SEED
 
@@ -45,6 +45,9 @@ class Arguments(TypedDict, total=False):
     seed: int | None
     latents: NDArray[np.float32] | None
     scheduler: str | Mapping[str, Any] | None
+    eta: float | None
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
     clip_skip: int
     truncate: bool
     output_type: OutputType
@@ -64,9 +67,12 @@ class GenerationRequest:
     num_inference_steps ≥ 1. guidance_scale: 1 or less runs the network once a step, without the negative prompt; None
     for the model's own. num_images_per_prompt ≥ 1. seed: picture i of the batch has seed + i; None draws one. latents:
     f32[B,C,H/8,W/8], standard normal, instead of seeded noise. scheduler: a name, a config dict, or None for the
-    model's own. clip_skip: how many of the text encoder's last layers to leave out for the prompt (for the negative
-    prompt none, as in diffusers). truncate: cut a prompt that is too long, with a warning, instead of refusing it.
-    output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or "latent" (f32[B,C,H/8,W/8]).
+    model's own. eta: how much fresh noise each step draws, 0 to 1, for schedulers that can be told (DDIM, TCD, DPM++ 2S
+    a); None for the scheduler's own. timesteps, sigmas: where the steps lie, falling, in training steps or as noise
+    levels, for schedulers that can be told; they stand in for num_inference_steps. clip_skip: how many of the text
+    encoder's last layers to leave out for the prompt (for the negative prompt none, as in diffusers). truncate: cut a
+    prompt that is too long, with a warning, instead of refusing it. output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or
+    "latent" (f32[B,C,H/8,W/8]).
 
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
     one a prompt; all pictures of a prompt start from its own. Without width and height the picture's own size counts,
@@ -90,6 +96,9 @@ class GenerationRequest:
     seed: int | None = None
     latents: NDArray[np.float32] | None = field(default=None, compare=False)
     scheduler: str | Mapping[str, Any] | None = None
+    eta: float | None = None
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
     clip_skip: int = 0
     truncate: bool = False
     output_type: OutputType = "pil"
@@ -114,6 +123,7 @@ class GenerationRequest:
             raise InputError(
                 f"negative_prompt has {len(negative)} texts for {len(prompts)} prompts", "give one, or as many"
             )
+        self._count_steps()
         for name in ("num_inference_steps", "num_images_per_prompt", "clip_skip", "width", "height", "seed"):
             object.__setattr__(self, name, _integer(getattr(self, name)))
         for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
@@ -128,6 +138,10 @@ class GenerationRequest:
         number = isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool)
         if scale is not None and not (number and abs(scale) <= MAX_GUIDANCE):
             raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
+        eta = self.eta
+        number = isinstance(eta, (int, float, np.integer, np.floating)) and not isinstance(eta, bool)
+        if eta is not None and not (number and 0 <= eta <= 1):
+            raise InputError(f"eta is {eta!r}, expected a number from 0 to 1")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
         if self.output_type not in ("pil", "np", "latent"):
@@ -167,6 +181,18 @@ class GenerationRequest:
         if self.guidance_scale is None:
             raise InputError("guidance_scale is not known: the request leaves it to the model", "with_guidance(7.5)")
         return self.guidance_scale > 1
+
+    def _count_steps(self) -> None:
+        """num_inference_steps of timesteps or sigmas that are given; 0 at the end of sigmas is no step's start."""
+        for name in ("timesteps", "sigmas"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, (list, tuple, np.ndarray)) or not len(value) or isinstance(value[0], (list, str)):
+                raise InputError(f"{name} is {quoted(value)}, expected a list of numbers")
+            object.__setattr__(self, name, tuple(value))
+            count = len(value) - (name == "sigmas" and len(value) > 1 and value[-1] == 0)
+            object.__setattr__(self, "num_inference_steps", count)
 
     def _check_sizes(self) -> None:
         for name, least in (("original_size", 1), ("crops_coords_top_left", 0), ("target_size", 1)):

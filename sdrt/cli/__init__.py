@@ -22,6 +22,7 @@ COMMANDS = {
     "build": "Build an ONNX bundle for one engine.",
     "generate": "Make pictures from a prompt.",
     "bench": "Measure latency, throughput and memory; compare.",
+    "schedulers": "List the schedulers: names, what a step takes, papers.",
     "inspect": "Show what a bundle holds.",
     "verify": "Check a bundle's files and its parity on this machine.",
     "doctor": "Show which engines and devices are usable here.",

@@ -29,6 +29,14 @@ def parse_extra(_ctx: click.Context, _param: click.Parameter, values: tuple[str,
     return extra
 
 
+def parse_numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """``14.6,6.5,2`` as numbers."""
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.UsageError(f"{param.opts[0]} {value!r}: expected numbers, with commas between them") from None
+
+
 def parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """``--shape 512x768`` → ((512, 768),), width first."""
     shapes = []

@@ -62,6 +62,17 @@ from sdrt.errors import InputError
     metavar="NAME",
     help='A1111 name ("DPM++ 2M Karras") or diffusers class; the model\'s own when left out.',
 )
+@click.option(
+    "--eta", type=float, help="Fresh noise of each step, 0 to 1, for schedulers that can be told (DDIM, TCD)."
+)
+@click.option(
+    "--timesteps", callback=common.parse_numbers, metavar="LIST",
+    help="Where the steps lie, instead of --steps: 999,850,…, in training steps; for schedulers that can be told.",
+)  # fmt: skip
+@click.option(
+    "--sigmas", callback=common.parse_numbers, metavar="LIST",
+    help="The same as noise levels: 14.6,6.5,…; sdrt schedulers lists who takes which.",
+)  # fmt: skip
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
 @common.opening_options
@@ -71,8 +82,9 @@ def command(
     prompt: str | None, prompt_option: str | None, model: str, negative_prompt: str | None, output: Path,
     width: int | None, height: int | None, init_image: str | None, strength: float | None,
     sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float | None, seed: int | None, batch: int,
-    scheduler: str | None, clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None,
-    cache: Path | None, extra: dict[str, str], low_memory: bool, json_file: str | None,
+    scheduler: str | None, eta: float | None, timesteps: tuple[float, ...] | None, sigmas: tuple[float, ...] | None,
+    clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None, cache: Path | None,
+    extra: dict[str, str], low_memory: bool, json_file: str | None,
 ) -> None:  # fmt: skip
     """Make pictures from PROMPT. The PNG carries its settings as A1111's "parameters" text."""
     if (prompt is None) == (prompt_option is None):
@@ -93,9 +105,9 @@ def command(
 
     request = sdrt.GenerationRequest(
         text, negative_prompt=negative_prompt, width=width, height=height, num_inference_steps=steps,
-        guidance_scale=cfg_scale, num_images_per_prompt=batch, seed=seed, scheduler=scheduler, clip_skip=clip_skip,
-        truncate=truncate, image=init_image, strength=0.8 if strength is None else strength,
-        sample_mode=sample_mode or "sample",
+        guidance_scale=cfg_scale, num_images_per_prompt=batch, seed=seed, scheduler=scheduler, eta=eta,
+        timesteps=timesteps, sigmas=sigmas, clip_skip=clip_skip, truncate=truncate, image=init_image,
+        strength=0.8 if strength is None else strength, sample_mode=sample_mode or "sample",
     )  # fmt: skip
     started = time.perf_counter()
     with sdrt.Pipeline.from_pretrained(
@@ -107,9 +119,9 @@ def command(
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
     for path, picture, picture_seed in zip(paths, result.images, result.seeds, strict=True):
         parameters = image.parameters_text(
-            text, negative_prompt or "", steps=steps, sampler=result.scheduler,
+            text, negative_prompt or "", steps=request.num_inference_steps, sampler=result.scheduler,
             guidance_scale=result.guidance_scale, seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip,
-            strength=request.strength if request.pictures else None, version=sdrt.__version__,
+            eta=request.eta, strength=request.strength if request.pictures else None, version=sdrt.__version__,
         )  # fmt: skip
         image.save_png(picture, path, parameters)
     timings = result.timings

@@ -4,41 +4,131 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdrt import strict_json
 from sdrt.errors import BundleError, InputError, quoted
+from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.ddim import DDIM
-from sdrt.schedulers.dpmpp_2m import DPMSolverPP2M
+from sdrt.schedulers.ddpm import DDPM
+from sdrt.schedulers.deis import DEISMultistep
+from sdrt.schedulers.dpm_multistep import DPMSolverMultistep
+from sdrt.schedulers.dpm_singlestep import DPMSolverSinglestep
+from sdrt.schedulers.dpmpp_2s_ancestral import DPMSolver2SAncestral
+from sdrt.schedulers.dpmpp_sde import DPMSolverSDE
+from sdrt.schedulers.edm import EDMEuler
+from sdrt.schedulers.edm_dpm import EDMDPMSolverMultistep
 from sdrt.schedulers.euler import Euler
+from sdrt.schedulers.euler_ancestral import EulerAncestral
+from sdrt.schedulers.flow_match import FlowMatchEuler
+from sdrt.schedulers.flow_match_heun import FlowMatchHeun
+from sdrt.schedulers.heun import Heun
+from sdrt.schedulers.kdpm2 import KDPM2
+from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
+from sdrt.schedulers.lcm import LCM
+from sdrt.schedulers.lms import LMS
 from sdrt.schedulers.pndm import PNDM
-from sdrt.schedulers.tables import FOREIGN, Scheduler
+from sdrt.schedulers.tables import Array, Scheduler, Solver
+from sdrt.schedulers.tcd import TCD
+from sdrt.schedulers.unipc import UniPC
 
-__all__ = ["A1111", "CLASSES", "Scheduler", "label", "make", "read_config", "resolve"]
+__all__ = ["A1111", "CLASSES", "NAMES", "SUFFIXES", "Scheduler", "label", "make", "read_config", "resolve"]
 
 logger = logging.getLogger("sdrt")
 
-CLASSES: dict[str, type[DDIM | DPMSolverPP2M | Euler | PNDM]] = {
-    "DDIMScheduler": DDIM,
-    "DPMSolverMultistepScheduler": DPMSolverPP2M,
-    "EulerDiscreteScheduler": Euler,
-    "PNDMScheduler": PNDM,
-}
+_SOLVERS: tuple[Solver, ...] = (
+    # Deterministic.
+    DDIM,
+    DEISMultistep,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
+    Euler,
+    FlowMatchEuler,
+    FlowMatchHeun,
+    Heun,
+    KDPM2,
+    LMS,
+    PNDM,
+    UniPC,
+    # Stochastic.
+    DDPM,
+    DPMSolver2SAncestral,
+    DPMSolverSDE,
+    EDMDPMSolverMultistep,
+    EDMEuler,
+    EulerAncestral,
+    KDPM2Ancestral,
+    LCM,
+    TCD,
+)
+
+CLASSES: dict[str, Solver] = {solver.ABOUT.diffusers: solver for solver in _SOLVERS}
+"""By diffusers' class name."""
 
 _2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-_MINUS_INFINITY = re.compile(rb'("lambda_min_clipped"\s*:\s*)-Infinity')
 
-A1111: dict[str, tuple[str, dict[str, Any]]] = {
+_SDE = {**_2M, "algorithm_type": "sde-dpmsolver++"}
+
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    # Deterministic.
     "DDIM": ("DDIMScheduler", {}),
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {**_2M, "use_karras_sigmas": False}),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {**_2M, "use_karras_sigmas": True}),
-    "Euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
-    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", _2M),
+    "DPM++ 2M Heun": ("DPMSolverMultistepScheduler", {**_2M, "solver_type": "heun"}),
+    "DPM++ 3M": ("DPMSolverMultistepScheduler", {**_2M, "solver_order": 3}),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", _2M),
+    "DPM2": ("KDPM2DiscreteScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "UniPC": ("UniPCMultistepScheduler", {"lower_order_final": True}),  # other classes' configs may say otherwise
+    # Stochastic.
+    "DDPM": ("DDPMScheduler", {}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
+    "DPM++ 2M SDE Heun": ("DPMSolverMultistepScheduler", {**_SDE, "solver_type": "heun"}),
+    "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),
+    "DPM++ 3M SDE": ("DPMSolverMultistepScheduler", {**_SDE, "solver_order": 3}),
+    "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
+    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "TCD": ("TCDScheduler", {}),
 }
-"""A1111 sampler names: the class, and the options that the name stands for."""
+"""A1111's sampler names without a schedule's: the class, and the options that the name stands for."""
+
+SUFFIXES: dict[str, dict[str, Any]] = {
+    "Karras": {"use_karras_sigmas": True},
+    "Exponential": {"use_exponential_sigmas": True},
+    "Beta": {"use_beta_sigmas": True},
+    "SGM Uniform": {"timestep_spacing": "sgm_uniform"},
+    "AYS": {"timestep_spacing": "ays"},
+    "AYS XL": {"timestep_spacing": "ays_xl"},
+}
+"""A1111's names of schedules, which follow a sampler's: what each adds to the options."""
+
+_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def _named() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every sampler's name, alone and with each schedule that its class has."""
+    named = {}
+    for name, (class_name, own) in NAMES.items():
+        kind = CLASSES[class_name].OPTIONS
+        plain = {flag: False for flag in _FLAGS if options.accepts(kind, **{flag: False})}
+        named[name] = (class_name, {**own, **plain})
+        for suffix, schedule in SUFFIXES.items():
+            if options.accepts(kind, **schedule) and not own.keys() & schedule.keys():
+                named[f"{name} {suffix}"] = (class_name, {**own, **plain, **schedule})
+    return named
+
+
+A1111: dict[str, tuple[str, dict[str, Any]]] = _named()
+"""All of A1111's names: the class, and the options that the name stands for, whatever the model's own are."""
+
+_MINUS_INFINITY = re.compile(rb'("lambda_min_clipped"\s*:\s*)-Infinity')
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -62,14 +152,16 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     """
     base = _known(base)
     if scheduler is None:
-        config = dict(base)
+        config = _without_extra(base, base.get("_class_name"))
     elif isinstance(scheduler, str):
         by_lower = {name.lower(): name for name in (*CLASSES, *A1111)}
         name = by_lower.get(" ".join(scheduler.lower().split()), "")
         if not name:
             raise _unknown(scheduler)
-        class_name, options = A1111.get(name, (name, {}))
-        config = {**base, **options, "_class_name": class_name}
+        class_name, meant = A1111.get(name, (name, {}))
+        if name in A1111 and base.get("timestep_spacing") in levels.OURS:
+            del base["timestep_spacing"]  # a schedule's, which is for the name to say
+        config = {**_without_extra(base, class_name), **meant, "_class_name": class_name}
     elif isinstance(scheduler, Mapping):
         config = dict(scheduler)
     else:
@@ -82,29 +174,57 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     return config
 
 
+def _without_extra(base: Mapping[str, Any], class_name: object) -> dict[str, Any]:
+    """A model's own config without options that diffusers' class has not, and ours has for A1111's names and dicts."""
+    extra = CLASSES[class_name].ABOUT.extra if isinstance(class_name, str) and class_name in CLASSES else ()
+    return {key: value for key, value in base.items() if key not in extra}
+
+
 def _known(base: Mapping[str, Any]) -> dict[str, Any]:
     """A model's own config without keys that no diffusers scheduler has; like diffusers, with a warning in the log."""
-    known = FOREIGN.union(*(solver.OPTIONS.__dataclass_fields__ for solver in CLASSES.values()))
+    known = options.FOREIGN.union(*(solver.OPTIONS.__dataclass_fields__ for solver in CLASSES.values()))
     if unknown := [key for key in base if not key.startswith("_") and key not in known]:
         listed = ", ".join(map(quoted, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         logger.warning("scheduler_config.json: unknown options are passed over: %s", listed)
     return {key: value for key, value in base.items() if key.startswith("_") or key in known}
 
 
-def make(config: Mapping[str, Any], steps: int) -> Scheduler:
-    """A fresh scheduler for ``steps`` steps from a config that ``resolve`` returned. InputError for what it can not."""
-    return CLASSES[config["_class_name"]](config, steps)
+def make(
+    config: Mapping[str, Any],
+    steps: int | None,
+    *,
+    timesteps: Sequence[float] | Array | None = None,
+    sigmas: Sequence[float] | Array | None = None,
+    eta: float | None = None,
+) -> Scheduler:
+    """A fresh scheduler for ``steps`` steps from a config that ``resolve`` returned. InputError for what it can not.
+
+    timesteps, sigmas: where the steps lie, instead of spacing them; falling, one of both; steps is None then, or as
+    many. eta: how much fresh noise each step draws, 0 to 1. Each for the classes whose ``ABOUT.accepts`` has it.
+    """
+    solver = CLASSES[config["_class_name"]]
+    return solver(config, tables.plan(solver.ABOUT, steps, timesteps=timesteps, sigmas=sigmas, eta=eta))
 
 
 def label(config: Mapping[str, Any]) -> str:
-    """The A1111 name that a config amounts to, or its class's name where there is none."""
-    assumed = {**_2M, "use_karras_sigmas": False}  # the classes' own defaults
-    for name, (class_name, options) in A1111.items():
-        if config["_class_name"] == class_name and all(config.get(k, assumed.get(k)) == v for k, v in options.items()):
-            return name
-    return str(config["_class_name"])
+    """The shortest A1111 name that a config amounts to, or its class's name where there is none."""
+    class_name = str(config["_class_name"])
+    assumed = CLASSES[class_name].OPTIONS()
+    found = [
+        name
+        for name, (named, meant) in A1111.items()
+        if named == class_name
+        and all((config.get(key, getattr(assumed, key)) or False) == value for key, value in meant.items())
+        and ("timestep_spacing" in meant or config.get("timestep_spacing") not in levels.OURS)
+    ]
+    return min(found, key=len, default=class_name)
 
 
 def _unknown(name: object) -> InputError:
-    known = ", ".join((*A1111, *CLASSES))
-    return InputError(f"there is no scheduler {quoted(name)}; known schedulers: {known}", "choose another scheduler")
+    known = ", ".join((*NAMES, *CLASSES))
+    schedules = ", ".join(SUFFIXES)
+    return InputError(
+        f"there is no scheduler {quoted(name)}; known schedulers: {known}; most A1111 names may be followed by one of"
+        f" {schedules}",
+        "choose another scheduler",
+    )

@@ -1,4 +1,7 @@
-"""DDIM: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12 with η = 0."""
+"""DDIM: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", arXiv 2010.02502, equation 12.
+
+η, the caller's, is 0 (nothing is drawn) unless given; with 1 it is DDPM.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,43 @@ from typing import Any
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import tables
-from sdrt.schedulers.tables import Array, Noise
-
-MAX_CLIP_RANGE = 1e9
-"""Far beyond any latents; float32 holds it."""
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class DDIMOptions(tables.TrainingSchedule):
+class DDIMOptions(tables.Thresholding):
     """Options of DDIMScheduler; names and defaults are diffusers'."""
 
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     set_alpha_to_one: bool = True
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.clip_sample_range <= MAX_CLIP_RANGE:
-            raise InputError(
-                f"clip_sample_range is {self.clip_sample_range}, expected more than 0, at most {MAX_CLIP_RANGE:g}"
-            )
+        tables.check_clip_range(self.clip_sample_range)
 
 
 class DDIM:
     """diffusers' DDIMScheduler."""
 
-    init_sigma = 1.0
+    ABOUT = tables.About(
+        "DDIMScheduler",
+        "first order, deterministic; the first fast sampler",
+        "Denoising Diffusion Implicit Models",
+        "2010.02502",
+        frozenset({"eta"}),
+    )
     OPTIONS = DDIMOptions
+    init_sigma = 1.0
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        o = tables.read_options(self.OPTIONS, config, "DDIMScheduler")
-        tables.check_steps(steps, o)
-        tables.unsupported("DDIMScheduler", thresholding=(o.thresholding, False))
-        n = o.num_train_timesteps
-        if o.timestep_spacing == "linspace":
-            timesteps: Array = np.linspace(0, n - 1, steps).round()[::-1]
-        elif o.timestep_spacing == "leading":
-            timesteps = (np.arange(steps) * (n // steps))[::-1] + o.steps_offset
-        else:
-            timesteps = np.round(np.arange(n, 0, -n / steps)) - 1
-        self.timesteps = tables.check_timesteps(timesteps, o)
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        o = options.read(self.OPTIONS, config, "DDIMScheduler")
+        levels.check_steps(plan.steps, o)
+        n, steps = o.num_train_timesteps, plan.steps
+        timesteps = levels.spaced(o.timestep_spacing, steps, n, o.steps_offset).round()
+        self.timesteps = levels.check_timesteps(timesteps, o)
         self._stride = n // steps
         self._alpha_bar = tables.alphas_cumprod(o)
         if o.prediction_type == "epsilon" and not self._alpha_bar[self.timesteps.astype(int)].all():
@@ -64,6 +60,7 @@ class DDIM:
             )
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
         self._options = o
+        self._eta = 0.0 if plan.eta is None else plan.eta
 
     def scale(self, x: Array, i: int) -> Array:
         return x
@@ -83,9 +80,18 @@ class DDIM:
             epsilon = alpha * pred + s * x
         else:
             epsilon = (x - alpha * x0) / s
-        if self._options.clip_sample:
+        if self._options.thresholding:
+            x0 = self._options.limited(x0)
+        elif self._options.clip_sample:
             x0 = np.clip(x0, -self._options.clip_sample_range, self._options.clip_sample_range)
-        return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
+        if not self._eta:
+            return math.sqrt(before) * x0 + math.sqrt(1 - before) * epsilon, x0
+        # Equation 16: the part η of the noise that is not the network's, but fresh. In float32, as in diffusers: ᾱ of
+        # neighbouring steps are nearly equal, and 1 - their ratio is what rounding makes of it.
+        one, now, then = np.float32(1), np.float32(bar), np.float32(before)
+        fresh = np.float32(self._eta) * np.sqrt((one - then) / (one - now) * (one - now / then))
+        kept = np.sqrt(np.maximum(one - then - fresh * fresh, np.float32(0)))
+        return np.sqrt(then) * x0 + kept * epsilon + fresh * noise(), x0
 
     def _before(self, t: int) -> float:
         return float(self._alpha_bar[t]) if t >= 0 else self._final

@@ -13,19 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import tables
-from sdrt.schedulers.tables import Array, Noise
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class EulerOptions(tables.TrainingSchedule):
+class EulerOptions(levels.SigmaSchedule):
     """Options of EulerDiscreteScheduler; names and defaults are diffusers'."""
 
-    timestep_spacing: Literal["leading", "linspace", "trailing"] = "linspace"
     interpolation_type: Literal["linear", "log_linear"] = "linear"
-    use_karras_sigmas: bool | None = False
-    use_exponential_sigmas: bool | None = False
-    use_beta_sigmas: bool | None = False
     sigma_min: float | None = None
     sigma_max: float | None = None
     timestep_type: Literal["discrete", "continuous"] = "discrete"
@@ -33,56 +29,65 @@ class EulerOptions(tables.TrainingSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, sigma in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
-            if sigma is not None and not 1e-9 <= sigma <= 1e9:
-                raise InputError(f"{name} is {sigma}, expected 1e-9 to 1e9")
-        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min > self.sigma_max:
-            raise InputError(f"sigma_min is {self.sigma_min}, more than sigma_max, {self.sigma_max}")
+        levels.check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        if self.interpolation_type == "log_linear" and self.timestep_spacing in levels.OURS:
+            raise InputError(
+                f"interpolation_type='log_linear' and timestep_spacing {self.timestep_spacing!r} exclude each other"
+            )
 
 
 class Euler:
     """diffusers' EulerDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
+    ABOUT = tables.About(
+        "EulerDiscreteScheduler", "first order, deterministic; plain, and hard to beat in few steps",
+        "Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364",
+        frozenset({"timesteps", "sigmas"}),
+    )  # fmt: skip
     OPTIONS = EulerOptions
+    order = 1
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        name = "EulerDiscreteScheduler"
-        o = tables.read_options(self.OPTIONS, config, name)
-        tables.check_steps(steps, o)
-        tables.unsupported(
-            name,
-            use_exponential_sigmas=(bool(o.use_exponential_sigmas), False),
-            use_beta_sigmas=(bool(o.use_beta_sigmas), False),
-            timestep_type=(o.timestep_type, "discrete"),
-        )
-        n = o.num_train_timesteps
-        if o.timestep_spacing == "linspace":
-            timesteps = np.linspace(0, n - 1, steps, dtype=np.float32)[::-1].astype(np.float64)
-        elif o.timestep_spacing == "leading":
-            timesteps = (np.arange(steps) * (n // steps))[::-1].astype(np.float64) + o.steps_offset
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
+        continuous = o.timestep_type == "continuous" and o.prediction_type == "v_prediction"
+        if plan.sigmas is not None:
+            timesteps, sigmas = self._given(o, plan.sigmas)
         else:
-            timesteps = np.arange(n, 0, -n / steps).round() - 1
-        tables.check_timesteps(timesteps.astype(np.float32), o)
-        training = tables.training_sigmas(tables.alphas_cumprod(o))
-        sigmas = np.interp(timesteps, np.arange(n), training)
-        if o.interpolation_type == "log_linear":
-            if o.use_karras_sigmas is not True:
-                raise InputError(
-                    f"{name}: interpolation_type='log_linear' gives {steps + 1} sigmas for {steps} steps and is"
-                    " supported with use_karras_sigmas only"
-                )
-            sigmas = training[[-1, 0]].astype(np.float64)
-        if o.use_karras_sigmas:
-            low = o.sigma_min if o.sigma_min is not None else float(sigmas[-1])
-            high = o.sigma_max if o.sigma_max is not None else float(sigmas[0])
-            sigmas = tables.karras(low, high, steps)
-            timesteps = tables.sigma_to_t(sigmas, np.log(training))
-        last = float(training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
-        self.timesteps = timesteps.astype(np.float32)
-        self._sigmas = np.append(sigmas, last).astype(np.float32)
+            timesteps, sigmas = self._spaced(o, plan, continuous)
+        self._sigmas = sigmas.astype(np.float32)
+        logs = np.log(self._sigmas[: len(timesteps)])
+        self.timesteps = np.float32(0.25) * logs if continuous else timesteps.astype(np.float32)
         top = float(self._sigmas.max())
-        self.init_sigma = top if o.timestep_spacing in ("linspace", "trailing") else math.sqrt(top**2 + 1)
+        self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
         self._kind = o.prediction_type
+
+    def _given(self, o: EulerOptions, sigmas: levels.Floats) -> tuple[levels.Floats, levels.Floats]:
+        """Sigmas that a caller set, the last one included: steps + 1 of them."""
+        if sigmas[-1] != 0 or len(sigmas) < 2:
+            raise InputError(f"sigmas end at {sigmas[-1]:g}", "append 0, where the last step ends")
+        levels.check_steps(len(sigmas) - 1, o)
+        logs = np.log(tables.training_sigmas(tables.alphas_cumprod(o)))
+        return levels.sigma_to_t(sigmas[:-1].astype(np.float32).astype(np.float64), logs), sigmas
+
+    def _spaced(self, o: EulerOptions, plan: Plan, continuous: bool) -> tuple[levels.Floats, levels.Floats]:
+        name = self.ABOUT.diffusers
+        if plan.timesteps is not None and continuous:
+            raise InputError(
+                f"{name}: timesteps are given, and timestep_type 'continuous' sets them too", "give up one"
+            )
+        low, high = o.sigma_min, o.sigma_max
+        log_linear = o.interpolation_type == "log_linear"
+        if log_linear:  # σ over the whole training schedule, whatever the spacing
+            ends = tables.training_sigmas(tables.alphas_cumprod(o))[[0, -1]]
+            low, high = float(ends[0]) if low is None else low, float(ends[1]) if high is None else high
+        made = levels.exploding(o, plan, name, low=low, high=high)
+        sigmas = made.sigmas
+        if log_linear and not levels.schedules(o):
+            # One more than there are steps: the last step ends there, not at the final sigma. So it is in diffusers.
+            logs = np.log(made.training)
+            sigmas = np.exp(tables.linspace(logs[-1], logs[0], plan.steps + 1).astype(np.float64))
+        last = float(made.training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
+        return made.timesteps, np.append(sigmas, last)
 
     def scale(self, x: Array, i: int) -> Array:
         scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
@@ -96,11 +101,6 @@ class Euler:
         # float32 scalars in diffusers' order of operations: where σ is 4096 (zero terminal SNR), x + d·Δσ cancels, and
         # any other rounding would be another picture.
         sigma, sigma_next = self._sigmas[i], self._sigmas[i + 1]
-        if self._kind == "epsilon":
-            x0 = x - sigma * pred
-        elif self._kind == "v_prediction":
-            x0 = pred * (-sigma / np.sqrt(sigma**2 + 1)) + x / (sigma**2 + 1)
-        else:
-            x0 = pred
+        x0 = tables.denoised(pred, x, sigma, self._kind)
         d = (x - x0) / sigma
         return x + d * (sigma_next - sigma), x0

@@ -1,4 +1,4 @@
-"""Noise schedules: betas → alphas_cumprod → sigmas, timestep spacings, and eps / v / sample → x0.
+"""Noise schedules: betas → alphas_cumprod → sigmas, and eps / v / sample / flow → x0. ``levels`` spaces the steps.
 
 Two ways to write the same noisy latents: variance preserving, x = α·x0 + s·ε with α² + s² = 1, and k-diffusion's
 variance exploding, x = x0 + σ·ε with σ = s/α. Tables are computed in float32 where diffusers computes them so, because
@@ -7,29 +7,32 @@ a schedule's rounding is part of the picture.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdrt.errors import InputError, quoted
+from sdrt.schedulers.options import MAX_VALUES
 
 Array = NDArray[Any]
 """float32, unless a comment says otherwise."""
 Noise = Callable[[], Array]
 """Draws fresh standard normal noise of the latents' shape."""
 
-MAX_TRAIN_TIMESTEPS = 100_000
+MAX_TRAIN_TIMESTEPS = MAX_VALUES
+MAX_SIGMA = 1e9
+"""Far beyond any noise; float32 holds its square."""
 MIN_ALPHA_BAR = 1e-30
 """ᾱ whose σ, squared, float32 still holds with room to spare. The cosine schedule's smallest is about 2e-9."""
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
+Spacing = Literal["leading", "linspace", "trailing"]
+AnyPrediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 
 
 class Scheduler(Protocol):
@@ -40,6 +43,10 @@ class Scheduler(Protocol):
 
     init_sigma: float
     """Standard deviation of the first latents."""
+
+    @property
+    def order(self) -> int:
+        """Network calls a step: image to image, which leaves out whole steps, begins at call ``steps · order``."""
 
     def scale(self, x: Array, i: int) -> Array:
         """What the network is given at call ``i`` for the latents x: f32[B,C,h,w]."""
@@ -55,22 +62,128 @@ class Scheduler(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainingSchedule:
-    """The options of scheduler_config.json that every class shares; names and defaults are diffusers'."""
+class About:
+    """What a solver class says of itself."""
+
+    diffusers: str
+    """diffusers' class."""
+    what: str
+    """One line, for somebody who chooses."""
+    paper: str
+    arxiv: str = ""
+    accepts: frozenset[str] = frozenset()
+    """Which of "timesteps", "sigmas" and "eta" a caller may give; as diffusers' ``set_timesteps`` and ``step``."""
+    extra: frozenset[str] = frozenset()
+    """Options that diffusers' class has not: passed over, as it does, in a model's own config."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps, and what a caller set of them by hand."""
+
+    steps: int
+    timesteps: NDArray[np.float64] | None = None
+    """f64[steps], falling."""
+    sigmas: NDArray[np.float64] | None = None
+    """f64[…], falling; as many as diffusers' class wants: some with the last one, 0, some without."""
+    eta: float | None = None
+
+
+class Solver(Protocol):
+    """A class of schedulers: what the table of them holds."""
+
+    @property
+    def ABOUT(self) -> About:  # noqa: N802 - constants of a class
+        """Its facts."""
+
+    @property
+    def OPTIONS(self) -> type[Any]:  # noqa: N802
+        """A frozen dataclass: see ``options.read``."""
+
+    def __call__(self, config: Mapping[str, Any], plan: Plan) -> Scheduler:
+        """A fresh scheduler. InputError for options and plans that it can not do."""
+
+
+def plan(
+    about: About,
+    steps: int | None,
+    *,
+    timesteps: Sequence[float] | Array | None = None,
+    sigmas: Sequence[float] | Array | None = None,
+    eta: float | None = None,
+) -> Plan:
+    """What the caller asks for, checked as far as that goes without the training schedule.
+
+    steps may be None where timesteps or sigmas say how many; given with them, it must be the same.
+    """
+    name = about.diffusers
+    for argument, value in (("timesteps", timesteps), ("sigmas", sigmas), ("eta", eta)):
+        if value is not None and argument not in about.accepts:
+            raise InputError(f"{name} takes no {argument}", "leave it out, or choose another scheduler")
+    if eta is not None and not (_number(eta) and 0 <= eta <= 1):
+        raise InputError(f"eta is {quoted(eta)}, expected a number from 0 to 1")
+    if timesteps is not None and sigmas is not None:
+        raise InputError(f"{name}: timesteps and sigmas are both given", "give one")
+    times = None if timesteps is None else _falling("timesteps", timesteps)
+    levels = None if sigmas is None else _falling("sigmas", sigmas)
+    given = times if times is not None else levels
+    if given is not None:
+        # 0, the end of the last step, is no step of its own. Classes that want none at the end refuse it.
+        count = len(given) - (levels is not None and levels[-1] == 0)
+        if steps is not None and steps != count:
+            raise InputError(
+                f"num_inference_steps is {steps}, the {'timesteps' if levels is None else 'sigmas'} given are for"
+                f" {count}",
+                "leave num_inference_steps out",
+            )
+        steps = count
+    if steps is None:
+        raise InputError("num_inference_steps is not given", "give it, or timesteps")
+    return Plan(steps, times, levels, None if eta is None else float(eta))
+
+
+def _number(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and bool(abs(value) < MAX_SIGMA)  # NaN is not less
+
+
+def _falling(name: str, values: Sequence[float] | Array) -> NDArray[np.float64]:
+    if not isinstance(values, (list, tuple, np.ndarray)) or not 1 <= np.size(values) <= MAX_VALUES:
+        raise InputError(f"{name} is {quoted(values)}, expected a list of 1 to {MAX_VALUES} numbers")
+    if not all(_number(value) for value in values):
+        raise InputError(f"{name} are not all finite numbers below {MAX_SIGMA:g}")
+    array = np.array(values, np.float64)
+    if not (np.diff(array) < 0).all() or array[-1] < 0:
+        raise InputError(f"{name} must fall from one to the next, and not below 0")
+    return array
+
+
+@dataclass(frozen=True)
+class Options:
+    """The option that every class has."""
 
     num_train_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
+            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 2 to {MAX_TRAIN_TIMESTEPS}")
+
+
+@dataclass(frozen=True)
+class TrainingSchedule(Options):
+    """The options of scheduler_config.json that most classes share; names and defaults are diffusers'."""
+
     beta_start: float = 0.0001
     beta_end: float = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     trained_betas: tuple[float, ...] | None = None
     prediction_type: Prediction = "epsilon"
-    timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    timestep_spacing: Spacing = "leading"
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
-            raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 2 to {MAX_TRAIN_TIMESTEPS}")
+        super().__post_init__()
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(f"trained_betas has {len(self.trained_betas)} values, expected {self.num_train_timesteps}")
         if self.trained_betas is not None and not all(0 < beta < 1 for beta in self.trained_betas):
@@ -90,7 +203,10 @@ def betas(options: TrainingSchedule) -> Array:
         return linspace(options.beta_start, options.beta_end, n)
     if options.beta_schedule == "scaled_linear":
         return linspace(math.sqrt(options.beta_start), math.sqrt(options.beta_end), n) ** 2
-    bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    if options.beta_schedule == "squaredcos_cap_v2":
+        bar = [math.cos((t / n + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(n + 1)]
+    else:  # "exp", which few classes take
+        bar = [math.exp(-12.0 * t / n) for t in range(n + 1)]
     return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)], np.float32)
 
 
@@ -148,102 +264,74 @@ def training_sigmas(alpha_bar: Array) -> Array:
     return np.sqrt((np.float32(1.0) - safe) / safe)
 
 
-def check_steps(steps: int, options: TrainingSchedule) -> None:
-    """InputError unless the training schedule has that many steps."""
-    if not 1 <= steps <= options.num_train_timesteps:
-        raise InputError(f"num_inference_steps is {steps}, expected 1 to {options.num_train_timesteps}")
-
-
-def check_timesteps(timesteps: Array, options: TrainingSchedule) -> Array:
-    """The timesteps, if the training schedule holds them all; InputError for an offset that pushes them out."""
-    if not len(timesteps):
-        raise InputError("lambda_min_clipped leaves no timestep", "choose a lower one")
-    top = float(timesteps.max())
-    if top > options.num_train_timesteps - 1 or float(timesteps.min()) < 0:
-        raise InputError(
-            f"timestep {top:g} is beyond the training schedule's last, {options.num_train_timesteps - 1}"
-            f" (steps_offset {options.steps_offset}, {options.timestep_spacing} spacing)",
-            "take fewer steps",
-        )
-    return timesteps.astype(np.float32)
-
-
-def karras(sigma_min: float, sigma_max: float, steps: int) -> NDArray[np.float64]:
-    """f64[steps], falling from sigma_max to sigma_min: arXiv 2206.00364, equation 5, with ρ = 7."""
-    rho = 7.0
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigmas: NDArray[np.float64] = (high + np.linspace(0, 1, steps) * (low - high)) ** rho
-    return sigmas
-
-
-def sigma_to_t(sigmas: NDArray[np.float64], log_sigmas: Array) -> NDArray[np.float64]:
-    """Fractional timesteps whose log σ, interpolated linearly in the training table, are those of ``sigmas``."""
-    logs = np.log(np.maximum(sigmas, 1e-10))
-    low = np.clip(np.searchsorted(log_sigmas, logs, side="right") - 1, 0, len(log_sigmas) - 2)
-    below, above = log_sigmas[low].astype(np.float64), log_sigmas[low + 1].astype(np.float64)
-    weight = np.clip((below - logs) / (below - above), 0, 1)
-    return (1 - weight) * low + weight * (low + 1)
-
-
-def x0_from(pred: Array, x: Array, alpha: float, s: float, kind: Prediction) -> Array:
-    """x0 of variance-preserving latents x = α·x0 + s·ε. v = α·ε - s·x0 (arXiv 2202.00512)."""
+def x0_from(pred: Array, x: Array, alpha: Any, s: Any, kind: AnyPrediction) -> Array:
+    """x0 of latents x = α·x0 + s·ε. v = α·ε - s·x0 (arXiv 2202.00512); flow: ε - x0, where α = 1 - s."""
+    x0 = pred
     if kind == "epsilon":
-        return (x - s * pred) / alpha
-    if kind == "v_prediction":
-        return alpha * x - s * pred
-    return pred
+        x0 = (x - s * pred) / alpha
+    elif kind == "v_prediction":
+        x0 = alpha * x - s * pred
+    elif kind == "flow_prediction":
+        x0 = x - s * pred
+    return x0
 
 
-O = TypeVar("O", bound=TrainingSchedule)  # noqa: E741 - O for options
-_hints = functools.cache(get_type_hints)  # without it, three quarters of the time that making a scheduler takes
+def denoised(pred: Array, x: Array, sigma: Any, kind: Prediction) -> Array:
+    """x0 of latents x = x0 + σ·ε; σ: a float32 scalar, and diffusers' order of operations."""
+    x0 = pred
+    if kind == "epsilon":
+        x0 = x - sigma * pred
+    elif kind == "v_prediction":
+        x0 = pred * (-sigma / np.sqrt(sigma**2 + 1)) + x / (sigma**2 + 1)
+    return x0
 
 
-def read_options(kind: type[O], config: Mapping[str, Any], name: str) -> O:
-    """Fill a solver's options from scheduler_config.json.
+def check_clip_range(clip: float) -> None:
+    """InputError for a clip_sample_range that clips all or nothing."""
+    if not 0 < clip <= MAX_SIGMA:
+        raise InputError(f"clip_sample_range is {clip}, expected more than 0, at most {MAX_SIGMA:g}")
 
-    A key that belongs to other diffusers schedulers only is passed over, as ``from_config`` does; any other unknown
-    key, and a value of the wrong type, is an InputError.
+
+@dataclass(frozen=True)
+class Thresholding(TrainingSchedule):
+    """Options of the classes that can keep x0 within a range that each picture sets; names as in diffusers."""
+
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dynamic_thresholding_ratio <= 1:
+            raise InputError(f"dynamic_thresholding_ratio is {self.dynamic_thresholding_ratio}, expected 0 to 1")
+        if not 1e-3 <= self.sample_max_value <= MAX_SIGMA:
+            raise InputError(f"sample_max_value is {self.sample_max_value}, expected 0.001 to {MAX_SIGMA:g}")
+
+    def limited(self, x0: Array) -> Array:
+        """x0, thresholded if the options say so."""
+        return thresholded(x0, self.dynamic_thresholding_ratio, self.sample_max_value) if self.thresholding else x0
+
+
+def thresholded(x0: Array, ratio: float, largest: float) -> Array:
+    """Dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3): f32[B,…], each of the batch on its own.
+
+    s, the quantile ``ratio`` of |x0|, is kept within 1 and ``largest``; x0 is clipped to ±s and divided by it. The
+    quantile's place and its interpolation are in float32, as in ``torch.quantile`` and ``torch.lerp``.
     """
-    hints = _hints(kind)  # type: ignore[arg-type] # to mypy, a class whose instances have a hash has none itself
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in hints:
-            values[key] = _option(hints[key], value, f"{name}: {key}")
-        elif not key.startswith("_") and key not in FOREIGN:
-            known = ", ".join(field.name for field in dataclasses.fields(kind))
-            raise InputError(f"{name} has no option {quoted(key)}; known options: {known}")
-    return kind(**values)
-
-
-def _option(hint: Any, value: Any, where: str) -> Any:
-    """One value as its annotation has it: bool, int, float, Literal, tuple of floats, or one of them ``| None``."""
-    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    for kind in kinds:
-        # An integer beyond 64 bits is nowhere meant, and some are no float, or cannot be shown in an error.
-        whole = type(value) is int and -(2**63) <= value < 2**63
-        number = whole or (type(value) is float and math.isfinite(value))
-        if value is None and kind is type(None):
-            return None
-        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
-            return value
-        if kind is float and number:
-            return float(value)
-        if (kind is bool and type(value) is bool) or (kind is int and whole):
-            return value
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            if len(value) > MAX_TRAIN_TIMESTEPS:
-                raise InputError(f"{where} has {len(value)} values, at most {MAX_TRAIN_TIMESTEPS}")
-            return tuple(_option(float, item, f"{where}[{i}]") for i, item in enumerate(value))
-    expected = " or ".join(_spoken(kind) for kind in kinds)
-    raise InputError(f"{where}: expected {expected}, got {quoted(value)}")
-
-
-def _spoken(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "a list of numbers"
-    return {bool: "true or false", int: "an integer", float: "a finite number", type(None): "null"}[kind]
+    flat = np.abs(x0.reshape(len(x0), -1))
+    place = np.float32(ratio) * np.float32(flat.shape[1] - 1)
+    low = int(place)
+    high = min(low + 1, flat.shape[1] - 1)
+    weight = place - np.float32(low)
+    ordered = np.partition(flat, (low, high), axis=1)
+    below, above = ordered[:, low], ordered[:, high]
+    if weight < 0.5:
+        s = below + weight * (above - below)
+    else:
+        s = above - (above - below) * (np.float32(1) - weight)
+    s = np.minimum(np.maximum(s, np.float32(1)), np.float32(largest)).reshape(-1, *[1] * (x0.ndim - 1))
+    result: Array = np.clip(x0, -s, s) / s
+    return result
 
 
 def diffused(x0: Array, noise: Array, alpha_bar: Any) -> Array:
@@ -251,25 +339,3 @@ def diffused(x0: Array, noise: Array, alpha_bar: Any) -> Array:
     bar = np.float32(alpha_bar)
     noisy: Array = np.sqrt(bar) * x0 + np.sqrt(np.float32(1) - bar) * noise
     return noisy
-
-
-FOREIGN = frozenset({
-    "skip_prk_steps", "set_alpha_to_one", "clip_sample", "clip_sample_range", "thresholding", "sample_max_value",
-    "dynamic_thresholding_ratio", "variance_type", "solver_order", "algorithm_type", "solver_type", "lower_order_final",
-    "euler_at_final", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas",
-    "use_flow_sigmas", "flow_shift", "final_sigmas_type", "lambda_min_clipped", "interpolation_type", "sigma_min",
-    "sigma_max", "timestep_type", "use_dynamic_shifting", "time_shift_type", "timestep_scaling",
-    "original_inference_steps", "predict_x0", "solver_p", "disable_corrector", "sigma_data", "rho",
-    "noise_sampler_seed", "shift_terminal", "eta",
-})  # fmt: skip
-"""Options of other diffusers schedulers, which a config that was written for one of those may hold."""
-
-
-def unsupported(name: str, **options: tuple[Any, Any]) -> None:
-    """InputError for each option, given as (value, the only value supported), that asks for something else."""
-    for option, (value, supported) in options.items():
-        if value != supported:
-            raise InputError(
-                f"{name}: {option}={value!r} is not supported; supported: {supported!r}",
-                "choose another scheduler, or change scheduler_config.json",
-            )

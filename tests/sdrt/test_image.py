@@ -38,6 +38,11 @@ def test_text_is_a1111s() -> None:
         'Model: "some, model", Clip skip: 2, Version: sdrt 0.1.0'
     )
     assert parameters("a cat").count("\n") == 1
+    told = image.parameters_text(
+        "a cat", "", steps=20, sampler="DDIM", guidance_scale=7.0, seed=3, size=(64, 64), model="m", eta=0.5, strength=0.6,
+        version="0.1.0",
+    )  # fmt: skip
+    assert "Model: m, Eta: 0.5, Denoising strength: 0.6, Version" in told
 
 
 @pytest.mark.parametrize(("prompt", "chunk"), [("a cat", b"tEXt"), ("Straße", b"tEXt"), ("猫", b"iTXt")])

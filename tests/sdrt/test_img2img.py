@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import sdrt
+from sdrt import schedulers
 from sdrt.engine import open_session
 from sdrt.metrics import psnr
 from sdrt.pipeline import Pipeline
@@ -52,11 +53,11 @@ def theirs(checkpoint: Path) -> Any:
 
 
 def pictures(theirs: Any, config: dict[str, Any], seed: int, **arguments: Any) -> np.ndarray:
-    theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     count = len(arguments["prompt"]) if isinstance(arguments["prompt"], list) else 1
     generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         return np.asarray(theirs(generator=generators, output_type="np", **arguments).images)
 
 
@@ -77,6 +78,24 @@ def test_pictures_equal_diffusers(
     got = pipe(**arguments, seed=3, scheduler=name, output_type="np").images
     assert got.shape == (2, height, width, 3)
     assert psnr(expected, got, 1.0) >= 90
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["DEIS", "DPM++ 2S", "DPM2", "Heun", "Heun Karras", "LMS", "UniPC"])
+def test_samplers_equal_diffusers(pipe: Pipeline, theirs: Any, name: str, strength: float) -> None:
+    """Solvers of two calls a step begin at a step, and multistep ones without a history."""
+    class_name, options = schedulers.A1111[name]
+    arguments: dict[str, Any] = {
+        "prompt": PROMPTS[0],
+        "image": photo(64, 64),
+        "strength": strength,
+        "num_inference_steps": 7,
+    }
+    expected = pictures(theirs, {**pipe.scheduler_config, **options, "_class_name": class_name}, 3, **arguments)
+    result = pipe(**arguments, seed=3, scheduler=name, output_type="np")
+    assert psnr(expected, result.images, 1.0) >= 90
+    steps = int(7 * strength)
+    assert len(result.timings.steps) == (2 * steps - 1 if class_name.startswith(("Heun", "KDPM2")) else steps)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import sdrt
+from sdrt import schedulers
 from sdrt.engine import open_session
 from sdrt.metrics import psnr
 from sdrt.pipeline import Pipeline
@@ -43,11 +44,11 @@ def theirs(checkpoint: Path) -> Any:
 
 def diffusers_pictures(theirs: Any, config: dict[str, Any], seed: int, **arguments: Any) -> np.ndarray:
     """diffusers' pictures f32[B,H,W,3], each picture of the batch with a generator of its own."""
-    theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     count = len(arguments["prompt"]) if isinstance(arguments["prompt"], list) else 1
     generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         return np.asarray(theirs(generator=generators, output_type="np", **arguments).images)
 
 
@@ -71,6 +72,20 @@ def test_pictures_equal_diffusers(
     got = pipe(**arguments, seed=5, scheduler=name, output_type="np").images
     assert got.dtype == np.float32
     assert psnr(expected, got, 1.0) >= 100
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DEIS", "DPM++ 2M Beta", "DPM++ 2M Heun", "DPM++ 3M", "DPM++ 2S", "DPM2 Karras", "Euler Exponential", "Heun", "LMS Karras", "UniPC"],
+)  # fmt: skip
+def test_samplers_equal_diffusers(pipe: Pipeline, theirs: Any, name: str) -> None:
+    class_name, options = schedulers.A1111[name]
+    arguments: dict[str, Any] = {"prompt": PROMPTS, "width": 64, "height": 72, "num_inference_steps": 8}
+    config = {**pipe.scheduler_config, **options, "_class_name": class_name}
+    expected = diffusers_pictures(theirs, config, 5, **arguments)
+    result = pipe(**arguments, seed=5, scheduler=name, output_type="np")
+    assert psnr(expected, result.images, 1.0) >= 100
+    assert len(result.timings.steps) == (15 if class_name.startswith(("Heun", "KDPM2")) else 8)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -343,8 +358,10 @@ def test_long_prompt_is_never_cut_silently(null: Pipeline) -> None:
     ("arguments", "message"),
     [
         ({"colour": "red"}, "no argument 'colour'; known arguments: prompt, negative_prompt, width"),
-        ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
+        ({"scheduler": "Euler b"}, "no scheduler 'Euler b'"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        ({"scheduler": "Euler", "eta": 0.5}, "EulerDiscreteScheduler takes no eta"),
+        ({"scheduler": "DDIM", "eta": 1.5}, "eta is 1.5, expected a number from 0 to 1"),
         (
             {"latents": np.zeros((1, 4, 3, 3), np.float32)},
             r"latents has shape \[1, 4, 3, 3\], expected \[1, 4, 16, 16\]",

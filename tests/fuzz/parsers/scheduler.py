@@ -34,6 +34,32 @@ FULL = {
         "variance_type": None,
     },
     "PNDMScheduler": {"set_alpha_to_one": False},
+    "DEISMultistepScheduler": {"solver_order": 3, "use_beta_sigmas": True, "solver_type": "logrho", "algorithm_type": "deis"},
+    "DPMSolverSinglestepScheduler": {
+        "solver_order": 3, "algorithm_type": "dpmsolver++", "lower_order_final": True, "use_exponential_sigmas": False,
+        "final_sigmas_type": "sigma_min", "thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0,
+    },
+    "HeunDiscreteScheduler": {"clip_sample": True, "clip_sample_range": 2.0, "use_beta_sigmas": False},
+    "KDPM2DiscreteScheduler": {"use_karras_sigmas": False},
+    "LMSDiscreteScheduler": {"use_exponential_sigmas": False},
+    "UniPCMultistepScheduler": {
+        "solver_order": 3, "solver_type": "bh2", "predict_x0": True, "lower_order_final": True, "disable_corrector": [0, 1],
+        "final_sigmas_type": "sigma_min", "sigma_min": None, "sigma_max": None, "use_flow_sigmas": False, "flow_shift": 3.0,
+    },
+    "DDPMScheduler": {"variance_type": "fixed_large", "clip_sample": True, "clip_sample_range": 2.0, "thresholding": False},
+    "DPMSolver2SAncestralScheduler": {"use_karras_sigmas": True},
+    "DPMSolverSDEScheduler": {"use_beta_sigmas": True, "noise_sampler_seed": None},
+    "EulerAncestralDiscreteScheduler": {},
+    "KDPM2AncestralDiscreteScheduler": {"use_exponential_sigmas": True},
+    "LCMScheduler": {"original_inference_steps": 100, "timestep_scaling": 10.0, "clip_sample": True, "clip_sample_range": 2.0},
+    "TCDScheduler": {"original_inference_steps": 50},
+}  # fmt: skip
+"""Those that have betas."""
+FLOW = {
+    "FlowMatchEulerDiscreteScheduler": {"shift": 3.0, "shift_terminal": 0.1, "use_beta_sigmas": True, "base_shift": 0.5},
+    "FlowMatchHeunDiscreteScheduler": {"shift": 3.0},
+    "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0, "sigma_schedule": "karras"},
+    "EDMDPMSolverMultistepScheduler": {"solver_order": 3, "sigma_schedule": "exponential", "thresholding": True},
 }  # fmt: skip
 SPACING = ("leading", "linspace", "trailing")
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -42,7 +68,7 @@ STEPS = (1, 2, 3, 4, 7, 10, 20, 50, 100, 333, 500, 501, 999, 1000)
 
 def seeds() -> list[bytes]:
     found = []
-    for name, more in FULL.items():
+    for name, more in (FULL | FLOW).items():
         for i in range(3):
             config = {**BASE, **more, "_class_name": name, "timestep_spacing": SPACING[i], "prediction_type": KINDS[i],
                       "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2")[i], "rescale_betas_zero_snr": i == 1}  # fmt: skip
@@ -103,7 +129,17 @@ def mutate(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
     if rng.random() < 0.3:
         chosen["config"]["timestep_spacing"] = rng.choice(SPACING)
         chosen["config"]["prediction_type"] = rng.choice(KINDS)
-    for key in ("beta_start", "beta_end", "sigma_min", "sigma_max", "lambda_min_clipped", "clip_sample_range"):
+    for key in (
+        "beta_start",
+        "beta_end",
+        "sigma_min",
+        "sigma_max",
+        "lambda_min_clipped",
+        "clip_sample_range",
+        "sample_max_value",
+        "flow_shift",
+        "shift",
+    ):
         if rng.random() < 0.1:
             chosen["config"][key] = rng.choice(
                 (10 ** rng.uniform(-45, 2), rng.random(), -rng.random() * 10, 1 - 10 ** rng.uniform(-17, 0))
@@ -146,7 +182,7 @@ def feed(data: bytes, folder: Path) -> None:
         raise InputError("no number of steps")
     scheduler = schedulers.make(config, steps)
     calls = len(scheduler.timesteps)
-    assert 1 <= calls <= steps + 1  # fewer where lambda_min_clipped cuts some off
+    assert 1 <= calls <= max(2 * steps + 1, steps + 9)  # fewer where lambda_min_clipped cuts some off
     assert scheduler.timesteps.dtype == np.float32
     assert np.isfinite(scheduler.timesteps).all()
     assert np.isfinite(scheduler.init_sigma)
@@ -157,7 +193,7 @@ def feed(data: bytes, folder: Path) -> None:
 
     _walk(scheduler, 0, draw() * np.float32(scheduler.init_sigma), draw)
     scheduler = schedulers.make(config, steps)
-    middle = calls // 2  # as image to image does
+    middle = calls // 2 // scheduler.order * scheduler.order  # as image to image does
     _walk(scheduler, middle, scheduler.add_noise(draw(), draw(), middle), draw)
 
 

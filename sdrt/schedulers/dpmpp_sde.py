@@ -1,0 +1,110 @@
+"""DPM++ SDE: k-diffusion's ``sample_dpmpp_sde``.
+
+DPM-Solver++ (Lu et al., arXiv 2211.01095) for the diffusion SDE, single step with r = 1/2: a half step to the middle in
+log σ, and the whole step with the x0 that the network sees there. Both add noise, which the two halves have in common:
+increments of one Brownian motion W that runs along σ. diffusers takes it from torchsde's Brownian tree, with a seed of
+its own; here it is built of the generation's own noise, one draw an interval, so that pictures differ from diffusers'
+for the same seed. Given the same Brownian motion they are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.euler_ancestral import ending, split, start_sigma
+from sdrt.schedulers.kdpm2_ancestral import interleaved
+from sdrt.schedulers.tables import Array, Noise, Plan
+
+
+@dataclass(frozen=True)
+class DPMSolverSDEOptions(levels.SigmaSchedule):
+    """Options of DPMSolverSDEScheduler; names and defaults are diffusers'."""
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
+    noise_sampler_seed: int | None = None
+
+
+class DPMSolverSDE:
+    """diffusers' DPMSolverSDEScheduler: two network calls a step, but one at the last."""
+
+    ABOUT = tables.About(
+        "DPMSolverSDEScheduler", "second order, stochastic; fine detail, two network calls a step",
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095",
+    )  # fmt: skip
+    OPTIONS = DPMSolverSDEOptions
+    order = 2
+
+    def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
+        name = self.ABOUT.diffusers
+        o = options.read(self.OPTIONS, config, name)
+        options.unsupported(
+            name,
+            rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False),
+            noise_sampler_seed=(o.noise_sampler_seed, None),  # the noise is the generation's
+        )
+        made = levels.exploding(o, plan, name, exact=True)
+        logs = np.log(made.training)
+        between = levels.sigma_to_t(np.sqrt(made.sigmas[:-1] * made.sigmas[1:]), logs)
+        self.timesteps = interleaved(made.timesteps, between)
+        self._sigmas = ending(made.sigmas, name)
+        # t = -log σ, and σ again from it: diffusers' steps go by these, whose rounding is not σ's own.
+        self._t = -rounded(np.log, self._sigmas[:-1])
+        self._middles = rounded(np.exp, -(self._t[:-1] + (self._t[1:] - self._t[:-1]) * np.float32(0.5)))
+        self._again = rounded(np.exp, -self._t)
+        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self._kind = o.prediction_type
+        self._start: Array | None = None
+        self._first: Array | None = None
+        """Noise of the step's first half."""
+
+    def scale(self, x: Array, i: int) -> Array:
+        scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)
+        return scaled
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = x0 + noise * self._level(i)
+        return noisy
+
+    def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
+        k = i // 2
+        x0 = tables.denoised(pred, x, self._level(i), self._kind)
+        if k == len(self._middles):  # the last step: Euler's, to no noise
+            sigma = self._sigmas[k]
+            return x + (x - x0) / sigma * -sigma, x0
+        if i % 2 == 0:
+            self._start, to = x, self._middles[k]
+            self._first = fresh = noise()
+        else:
+            assert self._start is not None
+            assert self._first is not None
+            to = self._again[k + 1]
+            fresh = joined(self._first, noise(), self._again[k], self._middles[k], to)
+        down, up = split(self._again[k], to)
+        ancestral = -rounded(np.log, down)
+        ratio = rounded(np.exp, -ancestral) / self._again[k]
+        moved: Array = ratio * self._start - rounded(np.expm1, self._t[k] - ancestral) * x0
+        moved += fresh * up
+        return moved, x0
+
+    def _level(self, i: int) -> np.float32:
+        level: np.float32 = (self._middles if i % 2 else self._sigmas)[i // 2]
+        return level
+
+
+def rounded(function: np.ufunc, value: Any) -> Any:
+    """log, exp or expm1 in float32, correctly rounded, as numpy's own are not."""
+    return np.float32(function(np.float64(value)))
+
+
+def joined(first: Array, second: Array, top: np.float32, mid: np.float32, low: np.float32) -> Array:
+    """Standard normal noise of W from ``top`` to ``low``, given that of its parts, which meet at ``mid``."""
+    whole = top - low
+    both: Array = np.sqrt((top - mid) / whole) * first + np.sqrt((mid - low) / whole) * second
+    return both

@@ -1,0 +1,114 @@
+"""What the variance-preserving solvers share: options, α and s of a noise level, and the exponential integrator's step.
+
+Latents are x = α·x0 + s·ε, with σ = s/α and λ = log(α/s) = -log σ. Scalars are float32 and in diffusers' order of
+operations: third-order weights such as ((e^h - 1 - h) / h² - 1/2) lose half of float32's digits, so that exact ones
+would be another picture than diffusers'.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sdrt.errors import InputError
+from sdrt.schedulers import levels, options, tables
+from sdrt.schedulers.tables import AnyPrediction, Array, Plan
+
+Scalar = np.float32
+
+
+@dataclass(frozen=True)
+class MultistepOptions(levels.SigmaSchedule, tables.Thresholding):
+    """Options that DPM-Solver, UniPC and DEIS share; names and defaults are diffusers'."""
+
+    prediction_type: AnyPrediction = "epsilon"  # type: ignore[assignment] # more than the base's
+    solver_order: int = 2
+    lower_order_final: bool = True
+    use_flow_sigmas: bool | None = False
+    flow_shift: float | None = 1.0
+    use_dynamic_shifting: bool = False
+    time_shift_type: Literal["exponential"] = "exponential"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_order not in (1, 2, 3):
+            raise InputError(f"solver_order={self.solver_order} is not supported; supported: 1, 2, 3")
+        if self.flow_shift is not None and not 1e-3 <= self.flow_shift <= 1e3:
+            raise InputError(f"flow_shift is {self.flow_shift}, expected 0.001 to 1000")
+        if self.prediction_type == "flow_prediction" and not self.use_flow_sigmas:
+            raise InputError("prediction_type 'flow_prediction' wants use_flow_sigmas")
+
+
+def check(o: MultistepOptions, plan: Plan, name: str) -> None:
+    """InputError for what none of these solvers does."""
+    options.unsupported(name, use_dynamic_shifting=(o.use_dynamic_shifting, False))
+    if plan.timesteps is not None and o.use_flow_sigmas:
+        raise InputError(f"{name}: timesteps are given, and use_flow_sigmas sets them too", "give up one")
+
+
+class Noise32:
+    """α, s and λ in float32 of each noise level of a generation: σ f64[steps], and the last one."""
+
+    def __init__(self, sigmas: levels.Floats, last: float, flow: bool) -> None:
+        self.sigma = np.append(sigmas, last).astype(np.float32)
+        one = np.float32(1)
+        self.alpha = one - self.sigma if flow else one / np.sqrt(self.sigma**2 + one)
+        self.s = self.sigma if flow else self.sigma * self.alpha
+        self.lam = np.array([log(a) - log(s) for a, s in zip(self.alpha, self.s, strict=True)], np.float32)
+
+    def noisy(self, x0: Array, noise: Array, i: int) -> Array:
+        """x0 with the noise of level i."""
+        noisy: Array = self.alpha[i] * x0 + self.s[i] * noise
+        return noisy
+
+    def epsilon(self, pred: Array, x: Array, i: int, kind: str) -> Array:
+        """ε of level i from the network's output."""
+        epsilon = pred
+        if kind == "v_prediction":
+            epsilon = self.alpha[i] * pred + self.s[i] * x
+        elif kind == "sample":
+            epsilon = (x - self.alpha[i] * pred) / self.s[i]
+        return epsilon
+
+    def x0(self, epsilon: Array, x: Array, i: int) -> Array:
+        """x0 of level i, given ε."""
+        x0: Array = (x - self.s[i] * epsilon) / self.alpha[i]
+        return x0
+
+
+def log(value: Any) -> Scalar:
+    """log in float32, correctly rounded; -∞ for 0."""
+    return np.float32(math.log(value) if value > 0 else -math.inf)
+
+
+def exp(value: Any) -> Scalar:
+    """e^value in float32, correctly rounded."""
+    return np.float32(math.exp(value))
+
+
+def expm1(value: Any) -> Scalar:
+    """e^value - 1 in float32, correctly rounded."""
+    return np.float32(math.expm1(value))
+
+
+def integrated(
+    x: Array, scale: Scalar, gain: Scalar, h: Scalar, d: tuple[Array, ...], *, midpoint: bool = False
+) -> Array:
+    """The exponential integrator's step: scale·x - gain·(φ1·D0 + φ2·D1 + φ3·D2), with as many D as are given.
+
+    For x0 (DPM-Solver++, arXiv 2211.01095): scale = s_t/s_s, gain = α_t and h is minus the step of λ; for ε
+    (DPM-Solver, arXiv 2206.00927): scale = α_t/α_s, gain = s_t, and h is the step. φ1 = e^h - 1; φ2 = φ1/h - 1, or
+    φ1/2 for ``midpoint``; φ3 = (φ1 - h)/h² - 1/2.
+    """
+    phi1 = exp(h) - np.float32(1)
+    moved: Array = scale * x
+    moved -= (gain * phi1) * d[0]
+    if len(d) > 1:
+        weight = np.float32(0.5) * (gain * phi1) if midpoint else gain * (phi1 / h - np.float32(1))
+        moved -= weight * d[1]
+    if len(d) > 2:
+        moved -= (gain * ((phi1 - h) / h**2 - np.float32(0.5))) * d[2]
+    return moved

@@ -1,0 +1,157 @@
+"""Spacings, sigma schedules, thresholding and what a caller sets by hand."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from sdrt import schedulers
+from sdrt.errors import InputError
+from sdrt.schedulers import levels, options, tables
+
+SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50, 1000])
+@pytest.mark.parametrize("shape", [0.6, 0.3, 0.95])
+def test_beta_quantiles(shape: float, steps: int) -> None:
+    p = 1 - np.linspace(0, 1, steps)
+    got = levels.symmetric_beta_quantile(p, shape)
+    np.testing.assert_allclose(got, scipy.stats.beta.ppf(p, shape, shape), rtol=0, atol=1e-12)
+
+
+def test_beta_quantiles_as_recorded() -> None:
+    """scipy.stats.beta.ppf(p, 0.6, 0.6) of SciPy 1.17."""
+    recorded = {
+        1e-06: 1.8558824624053043e-10,
+        0.001: 1.855873851745199e-05,
+        0.1: 0.03958440558878085,
+        0.25: 0.17568037865269498,
+        0.4: 0.3627009907532143,
+        0.5: 0.5000000000000001,
+        0.75: 0.824319621347305,
+        0.9: 0.9604155944112192,
+        0.999: 0.9999814412614826,
+    }
+    for p, x in recorded.items():
+        assert levels.symmetric_beta_quantile(np.array([p]), 0.6)[0] == pytest.approx(x, rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("largest", [1.0, 2.5, 100.0, 0.5])
+def test_thresholding_equals_diffusers(ratio: float, largest: float) -> None:
+    theirs = diffusers.DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=largest)
+    x0 = np.random.default_rng(0).standard_normal((3, 4, 9, 7)).astype(np.float32) * np.float32(
+        [[[[1]]], [[[4]]], [[[0.1]]]]
+    )
+    expected = theirs._threshold_sample(torch.from_numpy(x0)).numpy()
+    np.testing.assert_allclose(tables.thresholded(x0, ratio, largest), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["ays", "ays_xl", "ays_svd"])
+def test_align_your_steps(spacing: str) -> None:
+    """10 steps are the authors' table, which diffusers has; others lie between, in log σ."""
+    kind = {"ays": "StableDiffusion", "ays_xl": "StableDiffusionXL", "ays_svd": "StableDiffusionVideo"}[spacing]
+    published = diffusers.schedulers.scheduling_utils.AysSchedules[f"{kind}Sigmas"]
+    np.testing.assert_allclose(levels.align_your_steps(spacing, 10), published[:-1], rtol=1e-12)
+    twenty = levels.align_your_steps(spacing, 20)
+    np.testing.assert_allclose(twenty[::2], published[:-1], rtol=1e-12)
+    np.testing.assert_allclose(twenty[1:-1:2] ** 2, twenty[0:-2:2] * twenty[2::2], rtol=1e-12)
+
+
+def test_align_your_steps_as_diffusers_runs_it() -> None:
+    config = schedulers.resolve("Euler AYS", SD1)
+    theirs = diffusers.EulerDiscreteScheduler(**SD1)
+    theirs.set_timesteps(sigmas=diffusers.schedulers.scheduling_utils.AysSchedules["StableDiffusionSigmas"])
+    np.testing.assert_allclose(schedulers.make(config, 10).timesteps, theirs.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_sgm_uniform(steps: int) -> None:
+    """k-diffusion's formula: equal steps of t from the first training step to the last, the last one left out."""
+    made = schedulers.make(schedulers.resolve("Euler SGM Uniform", SD1), steps)
+    expected = np.linspace(999, 0, steps + 1)[:-1]
+    np.testing.assert_allclose(made.timesteps, expected, rtol=1e-6)
+    t = diffusers.EulerDiscreteScheduler(**SD1).alphas_cumprod.double().numpy()
+    log_sigma = np.interp(expected, np.arange(1000), 0.5 * np.log((1 - t) / t))
+    x = np.ones((1, 4, 8, 8), np.float32)
+    np.testing.assert_allclose(
+        made.scale(x, steps - 1)[0, 0, 0, 0], 1 / np.sqrt(np.exp(2 * log_sigma[-1]) + 1), rtol=1e-6
+    )
+    # The multistep solvers of diffusers space "linspace" so, in whole steps.
+    sgm, linspace = (
+        schedulers.make({**schedulers.resolve("DPM++ 2M", SD1), "timestep_spacing": spacing}, steps)
+        for spacing in ("sgm_uniform", "linspace")
+    )
+    np.testing.assert_array_equal(sgm.timesteps, linspace.timesteps)
+
+
+def test_every_option_of_diffusers_is_known() -> None:
+    """A model's config may be written for any of its classes; what such a class has is no unknown option."""
+    classes = {name: solver for name, solver in schedulers.CLASSES.items() if hasattr(diffusers, name)}
+    for name in (*(k.name for k in diffusers.schedulers.KarrasDiffusionSchedulers), *classes):
+        theirs = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "args", "kwargs"}
+        assert theirs <= options.FOREIGN, name
+    for name, solver in classes.items():
+        theirs = inspect.signature(getattr(diffusers, name).__init__).parameters
+        own = {field: default.default for field, default in solver.OPTIONS.__dataclass_fields__.items()}
+        for option, default in own.items():
+            if option in theirs:
+                assert default == theirs[option].default or (default, theirs[option].default) == ((), []), (
+                    f"{name}: {option}"
+                )
+
+
+@pytest.mark.parametrize("name", sorted(schedulers.CLASSES))
+def test_about(name: str) -> None:
+    about = schedulers.CLASSES[name].ABOUT
+    assert about.diffusers == name
+    assert about.what
+    assert about.paper
+    assert about.accepts <= {"timesteps", "sigmas", "eta"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timesteps": [1, 2]}, "timesteps must fall"),
+        ({"timesteps": [2, 2]}, "timesteps must fall"),
+        ({"timesteps": [5, -1]}, "not below 0"),
+        ({"timesteps": [1001, 1]}, "beyond the training schedule"),
+        ({"timesteps": []}, "expected a list of 1 to"),
+        ({"timesteps": 3}, "expected a list of 1 to"),
+        ({"timesteps": [[3, 2]]}, "not all finite numbers"),
+        ({"timesteps": [float("nan")]}, "not all finite numbers"),
+        ({"timesteps": [float("inf"), 1.0]}, "not all finite numbers"),
+        ({"timesteps": [True]}, "not all finite numbers"),
+        ({"timesteps": list(range(200_000, 0, -1))}, "expected a list of 1 to"),
+        ({"timesteps": [5, 1], "sigmas": [1.0, 0.0]}, "both given"),
+        ({"timesteps": [5, 1], "steps": 3}, "num_inference_steps is 3"),
+        ({"sigmas": [1.0, 0.5]}, "append 0"),
+        ({"sigmas": [0.0]}, "append 0"),
+        ({"eta": 0.5}, "EulerDiscreteScheduler takes no eta"),
+        ({}, "num_inference_steps is not given"),
+        ({"_class_name": "DDIMScheduler", "timesteps": [5, 1]}, "DDIMScheduler takes no timesteps"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "sigmas": [5, 1]},
+            "DPMSolverMultistepScheduler takes no sigmas",
+        ),
+        ({"_class_name": "DPMSolverMultistepScheduler", "timesteps": [5.5, 1]}, "must be whole numbers"),
+        ({"use_karras_sigmas": True, "timesteps": [5, 1]}, "use_karras_sigmas sets them too"),
+        ({"timestep_spacing": "ays", "timesteps": [5, 1]}, "'ays' sets them too"),
+    ],
+    ids=str,
+)
+def test_what_is_set_by_hand_is_checked(arguments: dict[str, Any], message: str) -> None:
+    given = {key: arguments[key] for key in ("timesteps", "sigmas", "eta") if key in arguments}
+    config = {"_class_name": "EulerDiscreteScheduler"} | {
+        k: v for k, v in arguments.items() if k not in (*given, "steps")
+    }
+    with pytest.raises(InputError, match=message):
+        schedulers.make(config, arguments.get("steps"), **given)

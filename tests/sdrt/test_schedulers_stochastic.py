@@ -1,0 +1,476 @@
+"""Stochastic schedulers against diffusers', step by step, given the same model outputs and the same noise."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.demo import ship
+from sdrt import Pipeline, demo, schedulers
+from sdrt.errors import InputError
+from sdrt.metrics import psnr
+from sdrt.noise import TorchGenerator
+from sdrt.schedulers import dpmpp_sde
+
+# numpy's, about what diffusers does with torch's tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+SD1 = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True, "trained_betas": None,
+}  # fmt: skip
+KARRAS, EXPONENTIAL, BETA = ({f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta"))
+SIGMAS: list[dict[str, Any]] = [{}, KARRAS, EXPONENTIAL, BETA]
+ZERO_SNR = {"rescale_betas_zero_snr": True}
+CLIPPED = {"clip_sample": True, "clip_sample_range": 1.5}
+THRESHOLD = {"thresholding": True, "sample_max_value": 3.0}
+SDE, SDE_NOISE = (
+    {"algorithm_type": "sde-dpmsolver++"},
+    {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+)
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "DDIMScheduler": [{"eta": 0.5}, {"eta": 1.0}, {"eta": 1.0, "set_alpha_to_one": True, **CLIPPED}, {"eta": 0.3, **ZERO_SNR}],
+    "DDPMScheduler": [
+        {}, {"variance_type": "fixed_small_log"}, {"variance_type": "fixed_large"}, CLIPPED, THRESHOLD, ZERO_SNR, {"steps_offset": 0},
+    ],
+    "DPMSolverMultistepScheduler": [
+        *({**SDE, **sigmas} for sigmas in SIGMAS), *({**SDE, "solver_order": order} for order in (1, 3)), {**SDE, **FLOW}, {**SDE, **THRESHOLD},
+        {**SDE, "solver_type": "heun"}, {**SDE, **KARRAS, "solver_order": 3}, {**SDE, "final_sigmas_type": "sigma_min"}, {**SDE, "euler_at_final": True},
+        {**SDE, "solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"}, {**SDE, **ZERO_SNR}, {**SDE, "use_lu_lambdas": True},
+        SDE_NOISE, {**SDE_NOISE, "solver_type": "heun"}, {**SDE_NOISE, "solver_order": 1}, {**SDE_NOISE, **KARRAS, **THRESHOLD},
+    ],
+    "DPMSolverSDEScheduler": SIGMAS,
+    "DPMSolverSinglestepScheduler": [
+        SDE, {**SDE, **KARRAS, "solver_order": 3}, {**SDE, "solver_order": 3, "solver_type": "heun"}, {**SDE, "solver_type": "heun"},
+        {**SDE, "solver_order": 1, **BETA}, {**SDE, "final_sigmas_type": "sigma_min"}, {**SDE, **FLOW},
+    ],
+    "EDMDPMSolverMultistepScheduler": [
+        SDE, {}, {**SDE, "solver_type": "heun"}, {"solver_order": 3, "sigma_schedule": "exponential"}, {**SDE, "solver_order": 1, **THRESHOLD},
+        {"lower_order_final": False, "solver_order": 3, "sigma_min": 0.01, "rho": 5.0}, {"euler_at_final": True, "final_sigmas_type": "sigma_min"},
+    ],
+    "EDMEulerScheduler": [{}, {"sigma_schedule": "exponential"}, {"final_sigmas_type": "sigma_min", "sigma_data": 1.0, "rho": 5.0}],
+    "EulerAncestralDiscreteScheduler": [*SIGMAS, {"steps_offset": 0}, ZERO_SNR],
+    "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True, "shift": 3.0}],
+    "KDPM2AncestralDiscreteScheduler": SIGMAS,
+    "LCMScheduler": [{}, CLIPPED, THRESHOLD, {**ZERO_SNR, "prediction_type": "v_prediction"}, {"original_inference_steps": 100, "timestep_scaling": 3.0}],
+    "TCDScheduler": [{}, {"eta": 0.0}, {"eta": 1.0}, {"eta": 0.7, "original_inference_steps": 100}, {**ZERO_SNR, "prediction_type": "v_prediction"}],
+}  # fmt: skip
+"""Config; "eta" is the caller's."""
+CASES = [(name, options) for name, several in OPTIONS.items() for options in several]
+WALKS = [
+    ("leading", "epsilon", 20, 0), ("linspace", "v_prediction", 50, 0), ("trailing", "epsilon", 5, 0), ("leading", "sample", 5, 0),
+    ("trailing", "v_prediction", 20, 0), ("linspace", "epsilon", 1, 0), ("trailing", "v_prediction", 2, 0), ("leading", "v_prediction", 20, 8),
+]  # fmt: skip
+"""Spacing, prediction, steps, and how many steps image to image leaves out."""
+ONLY_EPSILON_OR_V = ("DPMSolverSDEScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # fmt: skip
+
+
+def diffusers_class(name: str) -> Any:
+    if name != "DPMSolverSDEScheduler":
+        return getattr(diffusers, name)
+    # It imports torchsde for its Brownian tree, which is not needed: the tests bring the Brownian motion.
+    missing = "torchsde" not in sys.modules
+    if missing:
+        sys.modules["torchsde"] = types.ModuleType("torchsde")
+    try:
+        return importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
+    finally:
+        if missing:
+            del sys.modules["torchsde"]
+
+
+class Recorded:
+    """The same noise for several readers, each from the beginning; counts what it reads."""
+
+    def __init__(self, shape: tuple[int, ...], kept: list[np.ndarray] | None = None) -> None:
+        self.shape, self.drawn = shape, 0
+        self.kept: list[np.ndarray] = [] if kept is None else kept
+
+    def again(self) -> Recorded:
+        return Recorded(self.shape, self.kept)
+
+    def __call__(self) -> np.ndarray:
+        if self.drawn == len(self.kept):
+            self.kept.append(np.random.default_rng([7, self.drawn]).standard_normal(self.shape, dtype=np.float32))
+        self.drawn += 1
+        return self.kept[self.drawn - 1].copy()
+
+
+class Brownian:
+    """What diffusers' DPMSolverSDEScheduler takes for a noise sampler: W along σ, an increment a new point."""
+
+    def __init__(self, noise: Callable[[], np.ndarray]) -> None:
+        self.noise, self.w = noise, {}  # type: dict[float, Any]
+
+    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        top, low = float(sigma), float(sigma_next)
+        self.w.setdefault(top, 0.0)
+        if low not in self.w:
+            above = min(point for point in self.w if point > low)
+            self.w[low] = self.w[above] + math.sqrt(above - low) * self.noise().astype(np.float64)
+        return torch.from_numpy(((self.w[low] - self.w[top]) / math.sqrt(top - low)).astype(np.float32))
+
+
+def configured(name: str, options: dict[str, Any], spacing: str, prediction: str) -> dict[str, Any]:
+    if prediction == "sample" and name in ONLY_EPSILON_OR_V:
+        prediction = "epsilon"
+    if prediction == "epsilon" and "rescale_betas_zero_snr" in options and name != "EulerAncestralDiscreteScheduler":
+        prediction = "v_prediction"  # they divide by 0 with epsilon, as in diffusers
+    if name.startswith("Flow"):
+        return {**options, "_class_name": name}
+    if name.startswith("EDM"):
+        return {"prediction_type": prediction, **options, "_class_name": name}
+    return {**SD1, "timestep_spacing": spacing, "prediction_type": prediction, **options, "_class_name": name}
+
+
+def relative(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def walk(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], steps: int | None, left_out: int = 0, **given: Any
+) -> tuple[float, float]:
+    """Relative errors of a whole generation: the largest of a step, re-synchronised, and the last left to itself.
+
+    As often as diffusers draws noise, at the same steps, so do we.
+    """
+    eta = {"eta": config["eta"]} if "eta" in config else {}
+    told = {"eta": 0.0} if config["_class_name"] == "TCDScheduler" else {}  # diffusers' pipelines say so when not told
+    config = {key: value for key, value in config.items() if key != "eta"}
+    ours, alone = (schedulers.make(config, steps, **given, **eta) for _ in range(2))
+    begin = left_out * ours.order
+    theirs = diffusers_class(config["_class_name"]).from_config(config)
+    theirs.set_timesteps(**given) if given else theirs.set_timesteps(steps)
+    if config["_class_name"].startswith("EulerA") and any(key.startswith("use_") for key in config):
+        # It has no sigma schedules there: those of the class that has.
+        other = diffusers.EulerDiscreteScheduler.from_config(config)
+        other.set_timesteps(steps)
+        theirs.sigmas, theirs.timesteps = other.sigmas, other.timesteps
+    if hasattr(theirs, "set_begin_index"):
+        theirs.set_begin_index(begin)
+    # 2e-4 of a training step: those of a sigma schedule are interpolated, in float32 there and in float64 here.
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy().astype(np.float32), rtol=0, atol=2e-4)
+    assert ours.order == theirs.order
+    assert ours.init_sigma == pytest.approx(float(getattr(theirs, "init_noise_sigma", 1.0)), rel=1e-6)
+    generator = np.random.default_rng(steps)
+    x, x0, noise = generator.standard_normal((3, 2, 4, 8, 8)).astype(np.float32)
+    drawn = Recorded(x.shape)
+    of_ours, of_alone = drawn.again(), drawn.again()
+    if hasattr(theirs, "noise_sampler"):
+        theirs.noise_sampler = Brownian(drawn)
+    else:
+        module = sys.modules[type(theirs).__module__]
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(drawn()))
+    worst = 0.0
+    if left_out:
+        x = ours.add_noise(x0, noise, begin)
+        at = theirs.timesteps[begin : begin + 1].repeat(2)
+        if hasattr(theirs, "scale_noise"):
+            expected = theirs.scale_noise(torch.from_numpy(x0), at, torch.from_numpy(noise))
+        else:
+            expected = theirs.add_noise(torch.from_numpy(x0), torch.from_numpy(noise), at)
+        worst = relative(expected.numpy(), x)
+    else:
+        x = x * np.float32(ours.init_sigma)
+    synchronised, own = torch.from_numpy(x), x
+    for i in range(begin, len(ours.timesteps)):
+        timestep, pred = theirs.timesteps[i], generator.standard_normal(x.shape).astype(np.float32)
+        if hasattr(theirs, "scale_model_input"):
+            seen = theirs.scale_model_input(synchronised, timestep).numpy()
+            worst = max(worst, relative(seen, ours.scale(synchronised.numpy(), i)))
+        got, x0 = ours.step(synchronised.numpy(), pred, i, of_ours)
+        own, _ = alone.step(own, pred, i, of_alone)
+        said = theirs.step(torch.from_numpy(pred), timestep, synchronised, **{**told, **eta})
+        for shown in ("pred_original_sample", "denoised"):
+            if hasattr(said, shown):
+                assert relative(getattr(said, shown).numpy(), x0) <= 2e-6, f"x0 of step {i}"
+        synchronised = said.prev_sample
+        assert got.dtype == x0.dtype == np.float32
+        assert of_ours.drawn == of_alone.drawn == drawn.drawn, f"noise of step {i}"
+        error = relative(synchronised.numpy(), got)
+        assert np.isfinite(error)
+        worst = max(worst, error)
+    return worst, relative(synchronised.numpy(), own)
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize(("spacing", "prediction", "steps", "left_out"), WALKS)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_steps_equal_diffusers(
+    name: str, options: dict[str, Any], spacing: str, prediction: str, steps: int, left_out: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Re-synchronised at each step: 1e-6 relative; left to itself to the end: 1e-5."""
+    step, end = walk(monkeypatch, configured(name, options, spacing, prediction), steps, left_out)
+    assert step <= 1e-6
+    assert end <= 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_equal_diffusers_as_shipped(name: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own functions, whose last bit is off now and then: 1e-7 of a step."""
+    config = configured(name, OPTIONS[name][0], spacing, "epsilon")
+    for steps in (5, 20, 50):
+        step, end = walk(monkeypatch, config, steps)
+        assert step <= 1.5e-6
+        assert end <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DDPMScheduler", {}), ("LCMScheduler", {}), ("TCDScheduler", {}), ("TCDScheduler", {"eta": 0.8}),
+        ("DPMSolverMultistepScheduler", SDE), ("DPMSolverMultistepScheduler", {**SDE, "solver_order": 3}),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("left_out", [0, 2])
+def test_timesteps_set_by_hand_equal_diffusers(
+    name: str, options: dict[str, Any], left_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(name, options, "leading", "epsilon")
+    step, end = walk(monkeypatch, config, None, left_out, timesteps=[999, 850, 700, 550, 300, 39])
+    assert step <= 1e-6
+    assert end <= 1e-5
+
+
+class TwoS:
+    """k-diffusion's ``sample_dpmpp_2s_ancestral`` as its formulas say, in float64, for a network that predicts ε or v.
+
+    One call of the network at a time, so that it can be walked through beside ours.
+    """
+
+    def __init__(self, sigmas: list[float], eta: float, v: bool) -> None:
+        self.sigmas, self.eta, self.v = [*sigmas, 0.0], eta, v
+
+    def level(self, i: int) -> float:
+        """σ that the network sees at call i."""
+        sigma, down, _ = self.split(i)
+        return sigma if i % 2 == 0 else math.exp(-(-math.log(sigma) + (-math.log(down) + math.log(sigma)) / 2))
+
+    def split(self, i: int) -> tuple[float, float, float]:
+        sigma, after = self.sigmas[i // 2], self.sigmas[i // 2 + 1]
+        up = min(after, self.eta * math.sqrt(after**2 * (sigma**2 - after**2) / sigma**2))
+        return sigma, math.sqrt(after**2 - up**2), up
+
+    def step(self, x: np.ndarray, pred: np.ndarray, i: int, noise: Any) -> np.ndarray:
+        sigma, down, up = self.split(i)
+        seen = self.level(i)
+        if self.v:
+            denoised = x / (seen**2 + 1) - pred * seen / math.sqrt(seen**2 + 1)
+        else:
+            denoised = x - seen * pred
+        if i % 2 == 0:
+            self.start = x
+        if down == 0:
+            return x + (x - denoised) / sigma * (down - sigma)
+        t, t_next = -math.log(sigma), -math.log(down)
+        part = 0.5 if i % 2 == 0 else 1.0
+        h = (t_next - t) * part
+        moved = math.exp(-(t + h)) / math.exp(-t) * self.start - math.expm1(-h) * denoised
+        return moved + noise() * up if i % 2 else moved
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(1, None), (5, 0.5), (20, None), (20, 0.0), (50, 1.0)])
+@pytest.mark.parametrize("options", SIGMAS, ids=str)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "sgm_uniform"])
+def test_dpmpp_2s_ancestral(spacing: str, options: dict[str, Any], steps: int, eta: float | None) -> None:
+    """diffusers has no such class: against its formulas in float64, at the noise levels that Euler has."""
+    if options and spacing == "sgm_uniform":
+        spacing = "trailing"  # schedules exclude each other
+    prediction = "v_prediction" if steps == 20 else "epsilon"
+    base = {**SD1, **options, "timestep_spacing": spacing, "prediction_type": prediction}
+    euler = schedulers.make({**base, "_class_name": "EulerDiscreteScheduler"}, steps)
+    config = {**base, "_class_name": "DPMSolver2SAncestralScheduler"}
+    ours, alone = (schedulers.make(config, steps, eta=eta) for _ in range(2))
+    # What add_noise makes of no picture and noise of 1 is σ.
+    one = np.ones((1, 1, 1, 1), np.float32)
+    theirs = TwoS(
+        [float(euler.add_noise(0 * one, one, i).item()) for i in range(steps)],
+        1.0 if eta is None else eta, prediction == "v_prediction",
+    )  # fmt: skip
+    assert len(ours.timesteps) == 2 * steps - 1
+    np.testing.assert_allclose(ours.timesteps[::2], euler.timesteps, rtol=0, atol=1e-4)
+    generator = np.random.default_rng(steps)
+    x = generator.standard_normal((2, 4, 8, 8)).astype(np.float32) * np.float32(ours.init_sigma)
+    drawn = Recorded(x.shape)
+    of_ours, of_alone = drawn.again(), drawn.again()
+    synchronised, own = x.astype(np.float64), x
+    for i in range(len(ours.timesteps)):
+        pred = generator.standard_normal(x.shape).astype(np.float32)
+        near = synchronised.astype(np.float32)
+        assert relative(synchronised / math.sqrt(theirs.level(i) ** 2 + 1), ours.scale(near, i)) <= 1e-6
+        got, _ = ours.step(near, pred, i, of_ours)
+        own, _ = alone.step(own, pred, i, of_alone)
+        synchronised = theirs.step(synchronised, pred, i, drawn)
+        assert of_ours.drawn == of_alone.drawn == drawn.drawn == (i + 1) // 2
+        assert got.dtype == np.float32
+        assert relative(synchronised, got) <= 1e-6
+    assert relative(synchronised, own) <= 1e-5
+
+
+def test_joined_noise_is_standard_normal() -> None:
+    """Of two intervals of a Brownian motion: variance 1, and correlated with the first as their lengths say."""
+    first, second = np.random.default_rng(0).standard_normal((2, 200_000)).astype(np.float32)
+    whole = dpmpp_sde.joined(first, second, np.float32(9), np.float32(5), np.float32(4))
+    assert whole.std() == pytest.approx(1, abs=0.01)
+    assert np.corrcoef(first, whole)[0, 1] == pytest.approx(math.sqrt(4 / 5), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, {}, "variance_type='learned_range' is not"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, {}, "variance_type='fixed_large_log' is"),
+        ({"_class_name": "DDPMScheduler", "clip_sample_range": 0.0}, {}, "clip_sample_range is 0"),
+        ({"_class_name": "DDPMScheduler", **ZERO_SNR, "timestep_spacing": "trailing"}, {}, "nothing but noise"),
+        ({"_class_name": "DDPMScheduler"}, {"eta": 0.5}, "DDPMScheduler takes no eta"),
+        ({"_class_name": "DDIMScheduler"}, {"eta": 1.5}, "eta is 1.5, expected a number from 0 to 1"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 5}, {}, "more than original_inference_steps, 5"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 1001}, {}, "original_inference_steps is 1001"),
+        ({"_class_name": "LCMScheduler", "timestep_scaling": 0.0}, {}, "timestep_scaling is 0"),
+        ({"_class_name": "LCMScheduler", **ZERO_SNR}, {}, "nothing but noise"),
+        ({"_class_name": "TCDScheduler", "thresholding": True}, {}, "thresholding=True is not supported"),
+        ({"_class_name": "TCDScheduler", "clip_sample": True}, {}, "clip_sample=True is not supported"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "sample"}, {}, "prediction_type: expected"),
+        ({"_class_name": "KDPM2AncestralDiscreteScheduler", **ZERO_SNR}, {}, "rescale_betas_zero_snr=True is not"),
+        ({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}, {}, "noise_sampler_seed=3 is not supported"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", **SDE, "solver_order": 3}, {}, "solver_order=3 is not supported"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sample_max_value": 0.0}, {}, "sample_max_value is 0"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, {}, "sigma_min is 90.0, more than sigma_max"),
+        ({"_class_name": "DPMSolverSDEScheduler", "num_train_timesteps": 10, "trained_betas": [0.99] * 10}, {}, "times the picture's, at most 1e"),
+        ({"_class_name": "EDMEulerScheduler", "rho": 0.0}, {}, "rho is 0.0"),
+        ({"_class_name": "EDMEulerScheduler"}, {"sigmas": [5.0, 1.0]}, "EDMEulerScheduler takes no sigmas"),
+        ({"_class_name": "DPMSolverSinglestepScheduler", **SDE, "thresholding": 3}, {}, "thresholding: expected true"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_supported_is_said(config: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
+    steps = None if "sigmas" in arguments else 10
+    with pytest.raises(InputError, match=message):
+        schedulers.make(schedulers.resolve(config, {}), steps, **arguments)
+
+
+def test_options_of_the_class_that_wants_torchsde() -> None:
+    theirs = inspect.signature(diffusers_class("DPMSolverSDEScheduler").__init__).parameters
+    own = schedulers.CLASSES["DPMSolverSDEScheduler"].OPTIONS.__dataclass_fields__
+    assert own.keys() >= theirs.keys() - {"self"}
+    for option in theirs.keys() - {"self"}:
+        assert own[option].default == theirs[option].default, option
+
+
+def test_a_models_own_sigma_schedule_is_passed_over_where_diffusers_passes_it_over() -> None:
+    own = {**SD1, **KARRAS, "_class_name": "EulerAncestralDiscreteScheduler"}
+    for chosen in (None, "EulerAncestralDiscreteScheduler", "Euler a"):
+        config = schedulers.resolve(chosen, own)
+        assert not config.get("use_karras_sigmas")
+        theirs = diffusers.EulerAncestralDiscreteScheduler.from_config(own)
+        theirs.set_timesteps(5)
+        np.testing.assert_allclose(schedulers.make(config, 5).timesteps, theirs.timesteps.numpy())
+    for chosen in ("Euler a Karras", own):
+        assert schedulers.label(schedulers.resolve(chosen, own)) == "Euler a Karras"
+
+
+def test_names() -> None:
+    for name in ("Euler a", "DPM2 a Karras", "DPM++ 2S a Karras", "DPM++ SDE Karras", "DPM++ 2M SDE", "DPM++ 2M SDE Heun Exponential",
+                 "DPM++ 3M SDE Karras", "DDPM", "LCM", "TCD"):  # fmt: skip
+        assert schedulers.label(schedulers.resolve(name, SD1)) == name
+
+
+# -- whole pictures ------------------------------------------------------------------------------------------------------
+
+PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
+    "DDIM": (20, {"eta": 0.7}), "DDPM": (20, {}), "DPM2 a": (8, {}), "DPM2 a Karras": (20, {}), "DPM++ 2M SDE": (20, {}),
+    "DPM++ 2M SDE Karras": (8, {}), "DPM++ 2M SDE Heun": (8, {}), "DPM++ 3M SDE": (20, {}), "DPM++ 3M SDE Exponential": (8, {}),
+    "DPM++ 2S a": (8, {}), "DPM++ 2S a Karras": (20, {"eta": 0.5}), "DPM++ SDE": (8, {}), "DPM++ SDE Karras": (20, {}),
+    "EDMEulerScheduler": (8, {}), "EDMDPMSolverMultistepScheduler": (20, {}), "Euler a": (20, {}), "LCM": (8, {}), "TCD": (8, {"eta": 0.3}),
+}  # fmt: skip
+"""Name: steps, and arguments of the generation. The demo model is none that LCM, TCD and EDM are for: the pictures are
+not good, but the same."""
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    with Pipeline.from_pretrained("demo") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = diffusers.StableDiffusionPipeline.from_pretrained(
+            Path(ship.__file__).parent / "checkpoint", torch_dtype=torch.float32, safety_checker=None
+        )
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+class TwoSForDiffusers(diffusers.SchedulerMixin, diffusers.ConfigMixin):  # type: ignore[misc]
+    """The formulas above as a scheduler that diffusers' pipeline takes, with the timesteps and noise levels of ours."""
+
+    order = 2
+
+    @diffusers.configuration_utils.register_to_config
+    def __init__(self, options: dict[str, Any], eta: float) -> None:
+        self.options, self.eta = options, eta
+
+    def set_timesteps(self, steps: int, device: Any = None) -> None:
+        made = schedulers.make(self.options, steps, eta=self.eta)
+        one = np.ones((1, 1, 1, 1), np.float32)
+        self.sigmas = [float(made.add_noise(0 * one, one, 2 * k).item()) for k in range(steps)]
+        self.timesteps, self.init_noise_sigma, self.i = torch.from_numpy(made.timesteps), made.init_sigma, 0
+        self.solver = TwoS(self.sigmas, self.eta, self.options["prediction_type"] == "v_prediction")
+
+    def scale_model_input(self, x: torch.Tensor, t: Any) -> torch.Tensor:
+        return x / math.sqrt(self.solver.level(self.i) ** 2 + 1)
+
+    def step(self, pred: torch.Tensor, t: Any, x: torch.Tensor, generator: Any = None, **_: Any) -> Any:
+        def draw() -> np.ndarray:
+            return torch.randn(x.shape, generator=generator[0]).numpy()
+
+        moved = self.solver.step(x.double().numpy(), pred.double().numpy(), self.i, draw)
+        self.i += 1
+        return (torch.from_numpy(moved).float(),)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_equal_diffusers(pipe: Pipeline, theirs: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained weights rounded to float16, computed in float32, the same seed. The bar is 80 dB."""
+    steps, arguments = PICTURES[name]
+    config = schedulers.resolve(name, pipe.scheduler_config)
+    if config["_class_name"] == "DPMSolver2SAncestralScheduler":
+        theirs.scheduler = TwoSForDiffusers(config, arguments.get("eta", 1.0))
+    else:
+        kind = diffusers_class(config["_class_name"])
+        theirs.scheduler = kind.from_config(config)
+
+        def brownian(x: torch.Tensor, *_: Any) -> Brownian:
+            """Of the stream that our pipeline has, after the first latents."""
+            stream = TorchGenerator(5)
+            stream.randn(x.shape)
+            return Brownian(lambda: stream.randn(x.shape))
+
+        monkeypatch.setattr(sys.modules[kind.__module__], "BrownianTreeNoiseSampler", brownian, raising=False)
+    common = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = theirs(
+            demo.PROMPTS[2], negative_prompt="red", generator=[torch.Generator().manual_seed(5)], **common, **arguments
+        ).images
+    got = pipe(demo.PROMPTS[2], negative_prompt="red", seed=5, scheduler=name, **common, **arguments).images
+    assert psnr(expected, got, 1.0) >= 80
