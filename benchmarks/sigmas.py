@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sdrt import schedulers
-from sdrt.schedulers import NAMES, SUFFIXES, tables
+from sdrt.schedulers import NAMES, SUFFIXES
 
 STEPS = 12
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -23,11 +23,9 @@ LOWEST, HIGHEST = math.log10(0.02), math.log10(20)
 
 
 def sigmas(name: str) -> list[float]:
-    """σ of each network call, from its timestep."""
-    made = schedulers.make(schedulers.resolve(name, BASE), STEPS)
-    options = tables.TrainingSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    training = np.log(tables.training_sigmas(tables.alphas_cumprod(options)))
-    return [float(s) for s in np.exp(np.interp(made.timesteps, np.arange(len(training)), training))]
+    """σ of each network call."""
+    config = schedulers.resolve(name, BASE)
+    return schedulers.noise_levels(config, schedulers.make(config, STEPS))
 
 
 def panel(name: str, column: int, row: int, plain: list[float]) -> list[str]:

@@ -173,7 +173,8 @@ def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
 def parameters_text(
     prompt: str, negative_prompt: str, *, steps: int, sampler: str, guidance_scale: float, seed: int,
     size: tuple[int, int], model: str, clip_skip: int = 0, eta: float | None = None,
-    strength: float | None = None, version: str,
+    strength: float | None = None, rng: str = "CPU", guidance_rescale: float = 0.0,
+    variation: tuple[int, float] | None = None, version: str,
 ) -> str:  # fmt: skip
     """The text of A1111's ``parameters`` chunk: the prompts, then one line of ``Name: value`` pairs."""
     fields = {
@@ -190,6 +191,12 @@ def parameters_text(
         fields["Eta"] = f"{eta:g}"
     if strength is not None:
         fields["Denoising strength"] = f"{strength:g}"
+    if guidance_rescale:
+        fields["CFG Rescale phi"] = f"{guidance_rescale:g}"  # as its extension calls it
+    if variation is not None:
+        fields["Variation seed"], fields["Variation seed strength"] = variation[0], f"{variation[1]:g}"
+    if rng != "CPU":
+        fields["RNG"] = rng
     fields["Version"] = f"sdrt {version}"
     lines = [prompt]
     if negative_prompt:

@@ -31,7 +31,7 @@ from sdrt.engine import (
     widened,
 )
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
-from sdrt.noise import TorchGenerator, initial_latents
+from sdrt.noise import GENERATORS, Generator, initial_latents, slerp
 from sdrt.prompt import TextConditioner
 from sdrt.request import Arguments, GenerationRequest
 from sdrt.sessions import Clock, Kept, OneAtATime, Sessions, closed
@@ -52,11 +52,17 @@ TIME_IDS = 6
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the loop: latents f32[B,C,h,w] after it, the predicted x0 likewise, and the seconds it took."""
+    """One step of the loop: latents f32[B,C,h,w] after it, the predicted x0 likewise, and the seconds it took.
+
+    sigma: the noise level of its timestep (see ``schedulers.noise_levels``). guided: whether the network ran for the
+    negative prompt, too.
+    """
 
     index: int
     total: int
     timestep: float
+    sigma: float
+    guided: bool
     latents: Array
     predicted_x0: Array
     seconds: float
@@ -120,9 +126,9 @@ class _Run:
     """What one generation holds.
 
     size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). sampler: the scheduler's name. tokens:
-    token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). ticks: the
-    timestep of each step to come, as the network takes it. What comes after is as in Timings, and is filled on the way
-    (load: by opening and release).
+    token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). ticks,
+    sigmas, guided: of each step to come, the timestep as the network takes it, its noise level, and whether it is
+    guided. What comes after is as in Timings, and is filled on the way (load: by opening and release).
     """
 
     request: GenerationRequest
@@ -134,6 +140,8 @@ class _Run:
     tokens: list[list[list[int]]]
     zeros: bool
     ticks: list[Array]
+    sigmas: list[float]
+    guided: list[bool]
     tokenize: float
     text_encoder: float = 0.0
     vae_encoder: float = 0.0
@@ -335,7 +343,9 @@ class Pipeline:
         )
         self._check_time_ids(request)
         self._check_profiles(request, size)
-        ticks = self._ticks(request, scheduler)
+        sigmas = schedulers.noise_levels(config, scheduler)[request.begin() * scheduler.order :]
+        guided = [request.guided_at(sigma) for sigma in sigmas]
+        ticks = self._ticks(request, scheduler, guided)
         # The negative prompts first, as in diffusers; none without guidance.
         zeros = request.negative_prompt is None and self.bundle.manifest.no_negative_prompt == "zeros"
         negative = request.negative_prompts if request.guided and not zeros else ()
@@ -344,16 +354,20 @@ class Pipeline:
         tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
         tokenize = time.perf_counter() - started
         seeds, sampler = request.seeds(secrets.randbits(32)), schedulers.label(config)
-        return _Run(request, seeds, size, shape, scheduler, sampler, tokens, zeros, ticks, tokenize)
+        return _Run(request, seeds, size, shape, scheduler, sampler, tokens, zeros, ticks, sigmas, guided, tokenize)
 
-    def _ticks(self, request: GenerationRequest, scheduler: schedulers.Scheduler) -> list[Array]:
+    def _ticks(
+        self, request: GenerationRequest, scheduler: schedulers.Scheduler, guided: Sequence[bool]
+    ) -> list[Array]:
         """The timesteps of a generation as the network takes them; InputError for one that it cannot take."""
         facts = self.bundle.manifest.denoiser
         inputs = widened(self.bundle.component(facts.component)).inputs
         clock = next((spec for spec in inputs if facts.inputs[spec.name] == ("timestep",)), None)
-        batch = len(request.prompts) * (1 + request.guided)
-        begin = request.begin() * scheduler.order
-        return [_timestep(float(timestep), clock, batch) for timestep in scheduler.timesteps[begin:]]
+        pictures, begin = len(request.prompts), request.begin() * scheduler.order
+        return [
+            _timestep(float(timestep), clock, pictures * (1 + twice))
+            for timestep, twice in zip(scheduler.timesteps[begin:], guided, strict=True)
+        ]
 
     def _check_time_ids(self, request: GenerationRequest) -> None:
         """InputError for sizes that the network is not told."""
@@ -365,8 +379,10 @@ class Pipeline:
     def _check_profiles(self, request: GenerationRequest, size: tuple[int, int]) -> None:
         """InputError now, not after minutes of steps, for a size or batch that a component was not built for."""
         facts, pictures = self.bundle.manifest, len(request.prompts)
-        sizes = {"B": pictures * (2 if request.guided else 1), "H": size[1], "W": size[0]}
-        check_profiles(facts.denoiser.component, facts.components[facts.denoiser.component], sizes)
+        sizes = {"B": pictures, "H": size[1], "W": size[0]}
+        for twice in sorted({request.guided, request.guided and request.guidance_interval is None}):
+            batch = {"B": pictures * (1 + twice)}
+            check_profiles(facts.denoiser.component, facts.components[facts.denoiser.component], sizes | batch)
         if request.pictures:  # encoded one by one
             check_profiles("vae_encoder", self.bundle.component("vae_encoder"), sizes | {"B": 1})
         if request.output_type != "latent":
@@ -399,45 +415,53 @@ class Pipeline:
         changing = {name: s for name, s in facts.inputs.items() if {"latents", "timestep"} & set(s)}
         constant = {name: _join(sources, s) for name, s in facts.inputs.items() if name not in changing}
 
-        generators = [TorchGenerator(seed) for seed in run.seeds]
+        alone = {
+            name: array[-pictures:] for name, array in constant.items()
+        }  # the prompt's, without the negative one's
+
+        generators = [GENERATORS[request.rng](seed) for seed in run.seeds]
         begin = request.begin() * scheduler.order  # in network calls
         if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
             x0 = self._encode(run, generators)
-            latents = scheduler.add_noise(x0, initial_latents(generators, run.shape), begin)
+            latents = scheduler.add_noise(x0, self._first_noise(run, generators), begin)
         else:
-            noise = request.latents if request.latents is not None else initial_latents(generators, run.shape)
+            noise = request.latents if request.latents is not None else self._first_noise(run, generators)
             latents = noise * np.float32(scheduler.init_sigma)
         scale = np.float32(request.guidance_scale)
         timesteps = [float(timestep) for timestep in scheduler.timesteps[begin:]]
-        total, sizes = len(timesteps), run.sizes(pictures * (1 + request.guided))
+        total = len(timesteps)
         step: Step | None = None
-        bound: Session | None = None
+        bound: tuple[Session, bool] | None = None
 
         for i, timestep in enumerate(timesteps, begin):
             if self._cancelled.is_set():
                 raise Cancelled(f"cancelled before step {i - begin + 1} of {total}", step=step)
-            last = i + 1 == begin + total
+            last, guided = i + 1 == begin + total, run.guided[i - begin]
+            sizes = run.sizes(pictures * (1 + guided))
             with self._loaded.use(facts.component, run.load.append, sizes=sizes, keep=not last) as unet:
-                if bound is not unet:  # the first step, or one after a preview that took the denoiser's place
-                    unet.bind(**constant)
-                    bound = unet
+                # The first step, one after a preview that took the denoiser's place, or where guidance begins or ends.
+                if bound is None or bound[0] is not unet or bound[1] != guided:
+                    unet.bind(**(constant if guided else alone))
+                    bound = unet, guided
                 started = time.perf_counter()
                 scaled = scheduler.scale(latents, i)
-                sources["latents"] = np.concatenate([scaled, scaled]) if request.guided else scaled
+                sources["latents"] = np.concatenate([scaled, scaled]) if guided else scaled
                 sources["timestep"] = run.ticks[i - begin]
                 inputs = {name: _join(sources, names) for name, names in changing.items()}
                 called = time.perf_counter()
                 pred = unet.run(**inputs)[facts.output]
                 run.network.append(time.perf_counter() - called)
-                if request.guided:
+                if guided:
                     negative, positive = pred[:pictures], pred[pictures:]
                     pred = negative + scale * (positive - negative)
+                    if request.guidance_rescale:
+                        pred = _rescaled(pred, positive, request.guidance_rescale)
                 _check_finite(pred, facts.component, "step %d of %d (timestep %g)", i - begin + 1, total, timestep)
                 latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
                 # Copies: what the caller does with them is not the solver's history.
                 shown, x0 = latents.copy(), x0.copy()
                 run.steps.append(time.perf_counter() - started)
-            step = Step(i - begin, total, timestep, shown, x0, run.steps[-1])
+            step = Step(i - begin, total, timestep, run.sigmas[i - begin], guided, shown, x0, run.steps[-1])
             if callback is not None:
                 step = self._called_back(callback, step)
                 latents = step.latents
@@ -461,7 +485,15 @@ class Pipeline:
         run.text_encoder += time.perf_counter() - started
         return sources
 
-    def _encode(self, run: _Run, generators: Sequence[TorchGenerator]) -> Array:
+    def _first_noise(self, run: _Run, generators: Sequence[Generator]) -> Array:
+        """What the loop starts from, f32[B,C,h,w], variations mixed in."""
+        noise = initial_latents(generators, run.shape)
+        others = [GENERATORS[run.request.rng](seed) for seed in run.request.variation_seeds()]
+        for picture, other in enumerate(others):
+            noise[picture] = slerp(noise[picture], other.randn(run.shape), run.request.variation_strength)
+        return noise
+
+    def _encode(self, run: _Run, generators: Sequence[Generator]) -> Array:
         """The pictures' latents f32[B,C,h,w]: the mean, or a draw, of the encoder's normal distribution."""
         request, space = run.request, self.bundle.manifest.latents
         with self._loaded.use("vae_encoder", run.load.append, sizes=run.sizes(1)) as session:
@@ -588,6 +620,17 @@ def _timestep(timestep: float, spec: TensorSpec | None, batch: int) -> Array:
             "choose a scheduler without fractional timesteps, such as DDIM, or export the checkpoint with sdrt export",
         )
     return np.broadcast_to(value, spec.at({"B": batch}) if spec is not None else (1,))
+
+
+def _rescaled(pred: Array, positive: Array, part: float) -> Array:
+    """The guided prediction with ``part`` of it given the deviation of the prompt's own; each f32[B,C,h,w].
+
+    Lin et al., arXiv 2305.08891, equations 15 and 16; diffusers' ``rescale_noise_cfg``.
+    """
+    axes = tuple(range(1, pred.ndim))
+    ratio = positive.std(axis=axes, keepdims=True) / pred.std(axis=axes, keepdims=True)
+    rescaled: Array = pred * (np.float32(part) * ratio + np.float32(1 - part))
+    return rescaled
 
 
 def _join(sources: Mapping[str, Any], names: tuple[str, ...]) -> Any:

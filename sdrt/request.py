@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sdrt import image
 from sdrt.bundle import MAX_GUIDANCE
 from sdrt.errors import InputError, quoted
 from sdrt.image_file import MAX_SIDE
-from sdrt.noise import MAX_SEED
+from sdrt.noise import MAX_SEED, Rng
 
 logger = logging.getLogger("sdrt")
 
@@ -41,8 +41,13 @@ class Arguments(TypedDict, total=False):
     height: int | None
     num_inference_steps: int
     guidance_scale: float | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
     num_images_per_prompt: int
     seed: int | None
+    rng: Rng
+    variation_seed: int | None
+    variation_strength: float
     latents: NDArray[np.float32] | None
     scheduler: str | Mapping[str, Any] | None
     eta: float | None
@@ -74,6 +79,14 @@ class GenerationRequest:
     prompt that is too long, with a warning, instead of refusing it. output_type: "pil", "np" (f32[B,H,W,3] in [0,1]) or
     "latent" (f32[B,C,H/8,W/8]).
 
+    guidance_rescale: 0 to 1, how far the guided prediction is given the deviation of the prompt's own, picture by
+    picture (arXiv 2305.08891, section 3.4). guidance_interval: (low, high) noise levels σ, guidance only in between;
+    elsewhere the network runs for the prompt alone (arXiv 2404.07724).
+
+    rng: whose noise: "cpu" (torch's, as diffusers'), "cuda" (torch's on CUDA, A1111's "NV"), "numpy". variation_seed,
+    variation_strength: mix so much (0 to 1) of another seed's noise into the first latents, along the sphere; then all
+    pictures of a batch have ``seed``, and picture i the variation seed + i, as in A1111.
+
     image: start from a picture (image to image): a file, a PIL picture or an array (see ``sdrt.image.rgb``), or a list,
     one a prompt; all pictures of a prompt start from its own. Without width and height the picture's own size counts,
     rounded down to what the model can; with one of them the other follows the picture's shape. strength in (0, 1]: the
@@ -92,8 +105,13 @@ class GenerationRequest:
     height: int | None = None
     num_inference_steps: int = 50
     guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     num_images_per_prompt: int = 1
     seed: int | None = None
+    rng: Rng = "cpu"
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
     latents: NDArray[np.float32] | None = field(default=None, compare=False)
     scheduler: str | Mapping[str, Any] | None = None
     eta: float | None = None
@@ -135,12 +153,12 @@ class GenerationRequest:
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIDE):
                 raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
         scale = self.guidance_scale
-        number = isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool)
-        if scale is not None and not (number and abs(scale) <= MAX_GUIDANCE):
+        if scale is not None and not (_is_number(scale) and abs(scale) <= MAX_GUIDANCE):
             raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
+        self._check_guidance()
+        self._check_noise()
         eta = self.eta
-        number = isinstance(eta, (int, float, np.integer, np.floating)) and not isinstance(eta, bool)
-        if eta is not None and not (number and 0 <= eta <= 1):
+        if eta is not None and not (_is_number(eta) and 0 <= eta <= 1):
             raise InputError(f"eta is {eta!r}, expected a number from 0 to 1")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
@@ -182,6 +200,36 @@ class GenerationRequest:
             raise InputError("guidance_scale is not known: the request leaves it to the model", "with_guidance(7.5)")
         return self.guidance_scale > 1
 
+    def guided_at(self, sigma: float) -> bool:
+        """Whether the step at this noise level runs the network for the negative prompt too."""
+        interval = self.guidance_interval
+        return self.guided and (interval is None or interval[0] <= sigma <= interval[1])
+
+    def _check_guidance(self) -> None:
+        rescale, interval = self.guidance_rescale, self.guidance_interval
+        if not _is_number(rescale) or not 0 <= rescale <= 1:
+            raise InputError(f"guidance_rescale is {rescale!r}, expected a number from 0 to 1")
+        if interval is None:
+            return
+        pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
+        if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1]:
+            raise InputError(f"guidance_interval is {interval!r}, expected two noise levels, low before high")
+        object.__setattr__(self, "guidance_interval", (float(pair[0]), float(pair[1])))
+
+    def _check_noise(self) -> None:
+        if self.rng not in get_args(Rng):
+            raise InputError(f"rng is {quoted(self.rng)}, expected {', '.join(map(repr, get_args(Rng)))}")
+        object.__setattr__(self, "variation_seed", _integer(self.variation_seed))
+        seed, strength = self.variation_seed, self.variation_strength
+        if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+            raise InputError(f"variation_seed is {seed!r}, expected an integer from 0 to 2^64 - 1")
+        if not _is_number(strength) or not 0 <= strength <= 1:
+            raise InputError(f"variation_strength is {strength!r}, expected a number from 0 to 1")
+        if strength and seed is None:
+            raise InputError("variation_strength is given without variation_seed", "give both, or leave both out")
+        if strength and self.latents is not None:
+            raise InputError("variation_strength and latents are both given", "give one: latents stand for all noise")
+
     def _count_steps(self) -> None:
         """num_inference_steps of timesteps or sigmas that are given; 0 at the end of sigmas is no step's start."""
         for name in ("timesteps", "sigmas"):
@@ -207,8 +255,7 @@ class GenerationRequest:
     def _read(self, prompts: int) -> list[Image.Image]:
         """The initial pictures, one a prompt."""
         strength = self.strength
-        number = isinstance(strength, (int, float, np.integer, np.floating)) and not isinstance(strength, bool)
-        if not number or not 0 < strength <= 1:
+        if not _is_number(strength) or not 0 < strength <= 1:
             raise InputError(f"strength is {strength!r}, expected a number above 0, at most 1")
         if self.sample_mode not in ("sample", "argmax"):
             raise InputError(f"sample_mode is {self.sample_mode!r}, expected 'sample' or 'argmax'")
@@ -282,7 +329,14 @@ class GenerationRequest:
     def seeds(self, drawn: int) -> list[int]:
         """One a picture; ``drawn`` stands in when no seed was given."""
         first = drawn if self.seed is None else self.seed
-        return [(first + i) & MAX_SEED for i in range(len(self.prompts))]
+        counted = 0 if self.variation_strength else 1
+        return [(first + counted * i) & MAX_SEED for i in range(len(self.prompts))]
+
+    def variation_seeds(self) -> list[int]:
+        """One a picture; none where nothing is mixed in."""
+        if not self.variation_strength or self.variation_seed is None:
+            return []
+        return [(self.variation_seed + i) & MAX_SEED for i in range(len(self.prompts))]
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
@@ -299,6 +353,10 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
         except UnicodeEncodeError:
             raise InputError(f"{name} holds a lone surrogate, which is no character: {text[:40]!r}") from None
     return tuple(texts)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _integer(value: object) -> object:

@@ -17,10 +17,18 @@ TILE = 32
 LONG = 1024
 """Keys from which on attention is padded; with fewer, it takes no time that counts."""
 
+LARGE = 64 * 64
+"""Positions of a picture from which on its upsampling is rewritten. A U-Net's below gain 0.02 s a step at 512x512, and
+making their weights takes 2 s and a seventh more memory."""
+
 CHUNKS = 2
 """Parts that a gated linear unit is split into: the value and its gate."""
 
 TAPS = 3
+_SPREAD = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], np.float32)
+"""The taps (a, b, c) as (c, b + c, a + b, a)."""
+SPREAD = np.kron(_SPREAD, _SPREAD)
+"""The same along both axes, f32[9,16]: one product in place of many strided sums."""
 
 
 def without_splits(model: Any) -> int:
@@ -82,21 +90,19 @@ def _upsampled(model: Any) -> int:
         plain = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
         if kernel is None or kernel.shape[2:] != (TAPS, TAPS) or any(list(told[k]) != v for k, v in plain.items()):
             continue
-        spread = _stored_like(node.input_value(1), _spread(_spread(kernel.swapaxes(0, 1), 2), 3))
-        made = opset.convolution_backprop_data(above.input_value(0), spread, [2, 2], pads_begin=[1, 1], pads_end=[1, 1])
+        outputs, inputs = kernel.shape[:2]
+        spread = (kernel.reshape(-1, TAPS * TAPS) @ SPREAD).reshape(outputs, inputs, 4, 4).swapaxes(0, 1)
+        made = opset.convolution_backprop_data(
+            above.input_value(0), _stored_like(node.input_value(1), spread), [2, 2], pads_begin=[1, 1], pads_end=[1, 1]
+        )
         made.set_friendly_name(node.get_friendly_name())
         node.output(0).replace(made.output(0))
         done += 1
     return done
 
 
-def _spread(kernel: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    a, b, c = (np.take(kernel, [i], axis) for i in range(TAPS))
-    return np.concatenate([c, b + c, a + b, a], axis)
-
-
 def _repeats_pixels(node: Any) -> bool:
-    """Whether an Interpolate makes 2x2 pixels of each: output o is input o / 2, rounded down."""
+    """Whether an Interpolate makes 2x2 pixels of each of many: output o is input o / 2, rounded down."""
     told = node.get_attributes()
     how = told["mode"], told["coordinate_transformation_mode"], told["nearest_mode"]
     if how != ("nearest", "asymmetric", "floor"):
@@ -107,6 +113,8 @@ def _repeats_pixels(node: Any) -> bool:
     if taken.is_dynamic or made.is_dynamic or len(taken) != 4:
         return False
     batch, channels, height, width = taken.to_shape()
+    if height * width < LARGE:
+        return False
     return list(made.to_shape()) == [batch, channels, 2 * height, 2 * width]
 
 

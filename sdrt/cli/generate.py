@@ -14,6 +14,7 @@ import click
 
 from sdrt.cli import Command, common
 from sdrt.errors import InputError
+from sdrt.noise import A1111_SOURCES, Rng
 
 
 @click.command(
@@ -73,6 +74,19 @@ from sdrt.errors import InputError
     "--sigmas", callback=common.parse_numbers, metavar="LIST",
     help="The same as noise levels: 14.6,6.5,…; sdrt schedulers lists who takes which.",
 )  # fmt: skip
+@click.option(
+    "--rng", type=click.Choice(["cpu", "cuda", "numpy"]), default="cpu", show_default=True,
+    help="Whose noise: torch's on a CPU, as diffusers'; on CUDA, A1111's NV; numpy's.",
+)  # fmt: skip
+@click.option("--variation-seed", type=int, help="Another seed, mixed into the first noise.")
+@click.option("--variation-strength", type=float, default=0.0, help="How much of it, 0 to 1.")
+@click.option(
+    "--guidance-rescale", type=float, default=0.0, help="0 to 1: against too much contrast of strong guidance."
+)
+@click.option(
+    "--guidance-interval", type=float, nargs=2, metavar="LOW HIGH",
+    help="Guidance only between two noise levels; elsewhere half of the work.",
+)  # fmt: skip
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
 @common.opening_options
@@ -83,6 +97,8 @@ def command(
     width: int | None, height: int | None, init_image: str | None, strength: float | None,
     sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float | None, seed: int | None, batch: int,
     scheduler: str | None, eta: float | None, timesteps: tuple[float, ...] | None, sigmas: tuple[float, ...] | None,
+    rng: Rng, variation_seed: int | None, variation_strength: float, guidance_rescale: float,
+    guidance_interval: tuple[float, float] | None,
     clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None, cache: Path | None,
     extra: dict[str, str], low_memory: bool, json_file: str | None,
 ) -> None:  # fmt: skip
@@ -106,6 +122,8 @@ def command(
     request = sdrt.GenerationRequest(
         text, negative_prompt=negative_prompt, width=width, height=height, num_inference_steps=steps,
         guidance_scale=cfg_scale, num_images_per_prompt=batch, seed=seed, scheduler=scheduler, eta=eta,
+        rng=rng, variation_seed=variation_seed, variation_strength=variation_strength,
+        guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
         timesteps=timesteps, sigmas=sigmas, clip_skip=clip_skip, truncate=truncate, image=init_image,
         strength=0.8 if strength is None else strength, sample_mode=sample_mode or "sample",
     )  # fmt: skip
@@ -117,11 +135,14 @@ def command(
         result = pipe.generate(request, progress=sys.stderr.isatty())
         name = pipe.bundle.manifest.provenance.source
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
-    for path, picture, picture_seed in zip(paths, result.images, result.seeds, strict=True):
+    others = request.variation_seeds()
+    for i, (path, picture, picture_seed) in enumerate(zip(paths, result.images, result.seeds, strict=True)):
         parameters = image.parameters_text(
             text, negative_prompt or "", steps=request.num_inference_steps, sampler=result.scheduler,
             guidance_scale=result.guidance_scale, seed=picture_seed, size=result.size, model=name, clip_skip=clip_skip,
             eta=request.eta, strength=request.strength if request.pictures else None, version=sdrt.__version__,
+            rng=A1111_SOURCES[request.rng], guidance_rescale=request.guidance_rescale,
+            variation=(others[i], variation_strength) if others else None,
         )  # fmt: skip
         image.save_png(picture, path, parameters)
     timings = result.timings

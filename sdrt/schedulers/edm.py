@@ -39,6 +39,10 @@ class EDMOptions(tables.Options):
         if not 0.1 <= self.rho <= 100:
             raise InputError(f"rho is {self.rho}, expected 0.1 to 100")
 
+    def noise_levels(self, timesteps: Array) -> Array:
+        sigmas: Array = np.exp(4 * timesteps)  # their timesteps are log σ / 4
+        return sigmas
+
 
 class Preconditioned:
     """What EDM's classes share: levels of noise, and what the network is given and means."""

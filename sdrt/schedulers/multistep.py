@@ -41,6 +41,10 @@ class MultistepOptions(levels.SigmaSchedule, tables.Thresholding):
         if self.prediction_type == "flow_prediction" and not self.use_flow_sigmas:
             raise InputError("prediction_type 'flow_prediction' wants use_flow_sigmas")
 
+    def noise_levels(self, timesteps: Array) -> Array:
+        flow = self.use_flow_sigmas
+        return tables.Options.noise_levels(self, timesteps) if flow else super().noise_levels(timesteps)
+
 
 def check(o: MultistepOptions, plan: Plan, name: str) -> None:
     """InputError for what none of these solvers does."""

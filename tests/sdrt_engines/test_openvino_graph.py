@@ -63,8 +63,10 @@ def upsampling(size: tuple[int, int], target: tuple[int, int], half: bool = Fals
 
 @pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
 @pytest.mark.parametrize("size", [(4, 4), (3, 7), (1, 1)])
-def test_upsampling(size: tuple[int, int], half: bool) -> None:
-    """Sums of taps that are stored in float16 are rounded to it again."""
+def test_upsampling(size: tuple[int, int], half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of taps that are stored in float16 are rounded to it again. Small pictures stay as they are."""
+    assert for_tiles(upsampling(size, (2 * size[0], 2 * size[1]))) == (0, 0)
+    monkeypatch.setattr(openvino_graph, "LARGE", 1)
     twice, least = (2 * size[0], 2 * size[1]), 65 if half else 110
     made = agree(lambda: upsampling(size, twice, half), for_tiles, weights(2, 3, *size), least=least)
     assert "ConvolutionBackpropData" in kinds(made)
@@ -79,8 +81,11 @@ def test_upsampling(size: tuple[int, int], half: bool) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_repetition_of_pixels_stays(target: tuple[int, int], changes: dict[str, Any]) -> None:
+def test_what_is_no_repetition_of_pixels_stays(
+    target: tuple[int, int], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Odd sizes above all: a U-Net's are cut to what its other half has."""
+    monkeypatch.setattr(openvino_graph, "LARGE", 1)
     made = upsampling((4, 4), target, **changes)
     assert for_tiles(made) == (0, 0)
     assert "Interpolate" in kinds(made)
@@ -158,6 +163,7 @@ def test_a_split_of_tokens_stays() -> None:
 def test_a_unet(size: tuple[int, int], models: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every self-attention padded and every split gone; upsampling rewritten where it doubles."""
     monkeypatch.setattr(openvino_graph, "LONG", 1)
+    monkeypatch.setattr(openvino_graph, "LARGE", 1)
     entry = models("tiny-sd").bundle / "unet" / "model.onnx"
 
     def make() -> Any:

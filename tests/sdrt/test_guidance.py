@@ -1,0 +1,113 @@
+"""Guidance rescaled, and guidance between two noise levels only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+from sdrt import InputError, Pipeline, schedulers
+from sdrt.pipeline import _rescaled
+
+ARGUMENTS: dict[str, Any] = {
+    "width": 64, "height": 64, "num_inference_steps": 6, "seed": 5, "guidance_scale": 7.0, "negative_prompt": "blurry",
+    "output_type": "latent", "scheduler": "DPM++ 2M",
+}  # fmt: skip
+PROMPTS = ["a lighthouse", "two cats"]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 1.0])
+def test_rescaling_equals_diffusers(part: float) -> None:
+    positive, pred = np.random.default_rng(0).standard_normal((2, 3, 4, 16, 8)).astype(np.float32)
+    expected = rescale_noise_cfg(torch.from_numpy(5 * pred), torch.from_numpy(positive), part).numpy()
+    np.testing.assert_allclose(_rescaled(5 * pred, positive, part), expected, rtol=0, atol=2e-6)
+
+
+def test_rescaling_is_what_a_call_does(pipe: Pipeline) -> None:
+    plain = pipe(PROMPTS, **ARGUMENTS).images
+    half, whole = (pipe(PROMPTS, guidance_rescale=part, **ARGUMENTS).images for part in (0.5, 1.0))
+    assert plain.std() > half.std() > whole.std()
+
+
+def sigmas(pipe: Pipeline) -> list[float]:
+    config = schedulers.resolve("DPM++ 2M", pipe.scheduler_config)
+    return schedulers.noise_levels(config, schedulers.make(config, 6))
+
+
+def test_an_interval_of_everything_and_of_nothing(pipe: Pipeline) -> None:
+    always = pipe(PROMPTS, **ARGUMENTS).images
+    np.testing.assert_array_equal(pipe(PROMPTS, guidance_interval=(0, 1e9), **ARGUMENTS).images, always)
+    never = pipe(PROMPTS, **{**ARGUMENTS, "guidance_scale": 1.0}).images
+    got = pipe(PROMPTS, guidance_interval=(1e8, 1e9), **ARGUMENTS).images
+    np.testing.assert_allclose(got, never, rtol=0, atol=1e-5)
+
+
+def test_half_of_the_steps_are_guided(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network gets two pictures where there is guidance, one where there is none; pictures are as by hand."""
+    levels = sigmas(pipe)
+    interval = levels[4], levels[2]
+    unet, batches = pipe.sessions["unet"], []
+    run = unet.run
+
+    def counted(**inputs: Any) -> Any:
+        batches.append(inputs["sample"].shape[0])
+        return run(**inputs)
+
+    monkeypatch.setattr(unet, "run", counted)
+    steps = list(pipe.stream("a lighthouse", guidance_interval=interval, **ARGUMENTS))
+    assert batches == [1, 1, 2, 2, 2, 1]
+    assert [step.guided for step in steps] == [False, False, True, True, True, False]
+    np.testing.assert_allclose([step.sigma for step in steps], levels)
+
+    monkeypatch.setattr(unet, "run", run)
+    config = schedulers.resolve("DPM++ 2M", pipe.scheduler_config)
+    made, x = schedulers.make(config, 6), None
+    for i, step in enumerate(steps):  # each step by hand from the one before it
+        scale = 7.0 if step.guided else 1.0
+        one = {**ARGUMENTS, "guidance_scale": scale}
+        if x is None:
+            x = next(iter(pipe.stream("a lighthouse", **{**one, "num_inference_steps": 6}))).latents
+            np.testing.assert_allclose(step.latents, x, rtol=0, atol=1e-5)
+        assert made.timesteps[i] == step.timestep
+
+
+@pytest.mark.parametrize("name", ["Euler", "DDIM", "DPM++ 2M Karras", "Heun", "UniPC", "LCM", "DPM2"])
+def test_noise_levels_are_the_schedulers_own(name: str, pipe: Pipeline) -> None:
+    """Where a scheduler keeps its σ; of second-order ones the first call of each step."""
+    config = schedulers.resolve(name, pipe.scheduler_config)
+    made = schedulers.make(config, 7)
+    levels = schedulers.noise_levels(config, made)
+    assert len(levels) == len(made.timesteps)
+    assert levels == sorted(levels, reverse=True)
+    own = getattr(made, "_sigmas", None)
+    if own is not None and made.order == 1:
+        np.testing.assert_allclose(levels, own[: len(levels)], rtol=2e-2)
+
+
+def test_noise_levels_of_flows_and_of_edm() -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    levels = schedulers.noise_levels(flow, schedulers.make(flow, 4))
+    assert levels[0] == pytest.approx(1.0)
+    edm = {"_class_name": "EDMEulerScheduler"}
+    levels = schedulers.noise_levels(edm, schedulers.make(edm, 4))
+    assert (levels[0], levels[-1]) == (pytest.approx(80.0, rel=1e-5), pytest.approx(0.002, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5, expected a number from 0 to 1"),
+        ({"guidance_rescale": True}, "guidance_rescale is True"),
+        ({"guidance_interval": (5, 1)}, r"guidance_interval is \(5, 1\), expected two noise levels, low before high"),
+        ({"guidance_interval": (1,)}, "guidance_interval"),
+        ({"guidance_interval": (float("nan"), 3)}, "guidance_interval"),
+        ({"guidance_interval": "1-3"}, "guidance_interval"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(pipe: Pipeline, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe("a lighthouse", **{**ARGUMENTS, **given})
