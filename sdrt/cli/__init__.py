@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "Trace a checkpoint into an ONNX bundle.",
     "build": "Build an ONNX bundle for one engine.",
     "generate": "Make pictures from a prompt.",
+    "explain": "Show what a model does, step by step, as a strip of pictures.",
     "bench": "Measure latency, throughput and memory; compare.",
     "schedulers": "List the schedulers: names, what a step takes, papers.",
     "inspect": "Show what a bundle holds.",

@@ -87,6 +87,14 @@ from sdrt.noise import A1111_SOURCES, Rng
     "--guidance-interval", type=float, nargs=2, metavar="LOW HIGH",
     help="Guidance only between two noise levels; elsewhere half of the work.",
 )  # fmt: skip
+@click.option(
+    "--preview", type=click.IntRange(1), metavar="N",
+    help="Every N steps, write what the picture will be to NAME-preview.png, which goes when the picture is there.",
+)  # fmt: skip
+@click.option(
+    "--preview-by", type=click.Choice(["vae", "linear"]), default="vae", show_default=True,
+    help="The VAE, or a linear map that is fitted to it at the first, second, fourth … preview: coarse, and free.",
+)  # fmt: skip
 @click.option("--clip-skip", type=int, default=0, show_default=True, help="Last layers of the text encoder left out.")
 @click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, with a warning.")
 @common.opening_options
@@ -98,7 +106,7 @@ def command(
     sample_mode: Literal["sample", "argmax"] | None, steps: int, cfg_scale: float | None, seed: int | None, batch: int,
     scheduler: str | None, eta: float | None, timesteps: tuple[float, ...] | None, sigmas: tuple[float, ...] | None,
     rng: Rng, variation_seed: int | None, variation_strength: float, guidance_rescale: float,
-    guidance_interval: tuple[float, float] | None,
+    guidance_interval: tuple[float, float] | None, preview: int | None, preview_by: Literal["vae", "linear"],
     clip_skip: int, truncate: bool, engine: str | None, device: str | None, threads: int | None, cache: Path | None,
     extra: dict[str, str], low_memory: bool, json_file: str | None,
 ) -> None:  # fmt: skip
@@ -115,6 +123,7 @@ def command(
     common.check_writable("--json", json_file)
     import sdrt
     from sdrt import image
+    from sdrt.preview import Previews
     from sdrt.prompt import PromptTruncated
 
     warnings.simplefilter("ignore", PromptTruncated)  # the log says it, each time
@@ -127,12 +136,13 @@ def command(
         timesteps=timesteps, sigmas=sigmas, clip_skip=clip_skip, truncate=truncate, image=init_image,
         strength=0.8 if strength is None else strength, sample_mode=sample_mode or "sample",
     )  # fmt: skip
+    previews = None if preview is None else Previews(output.with_stem(f"{output.stem}-preview"), preview, preview_by)
     started = time.perf_counter()
     with sdrt.Pipeline.from_pretrained(
         model, engine, device, threads=threads, options=extra, cache=cache, low_memory=low_memory
     ) as pipe:
         opened = time.perf_counter() - started
-        result = pipe.generate(request, progress=sys.stderr.isatty())
+        result = pipe.generate(request, callback_on_step_end=previews, progress=sys.stderr.isatty())
         name = pipe.bundle.manifest.provenance.source
     paths = [output] if batch == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(batch)]
     others = request.variation_seeds()
@@ -145,6 +155,8 @@ def command(
             variation=(others[i], variation_strength) if others else None,
         )  # fmt: skip
         image.save_png(picture, path, parameters)
+    if previews is not None:
+        previews.remove()
     timings = result.timings
     load = opened + timings.load  # before the generation, and within it
     mean = sum(timings.steps) / len(timings.steps)
