@@ -150,12 +150,19 @@ def slerp(low: NDArray[np.float32], high: NDArray[np.float32], part: float) -> N
     if cosine.mean() > ALIKE:
         return low * np.float32(1 - part) + high * np.float32(part)
     angle = np.arccos(np.clip(cosine, -1, 1))
-    mixed: NDArray[np.float32] = (np.sin((1 - part) * angle) * low + np.sin(part * angle) * high) / np.sin(angle)
-    return mixed.astype(np.float32)
+    sine = np.sin(angle)
+    flat = sine < PARALLEL  # columns of one value, and some of two: no arc leads from one to the other
+    sine = np.where(flat, 1, sine)
+    first = np.where(flat, 1 - part, np.sin((1 - part) * angle) / sine)
+    second = np.where(flat, part, np.sin(part * angle) / sine)
+    mixed: NDArray[np.float32] = (first * low + second * high).astype(np.float32)
+    return mixed
 
 
 ALIKE = 0.9995
 """Cosine from which on two draws are mixed along a straight line."""
+PARALLEL = 1e-3
+"""Sine of the angle of two columns up to which they are, too."""
 
 
 def _box_muller(blocks: NDArray[np.float32]) -> None:

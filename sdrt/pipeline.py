@@ -342,9 +342,9 @@ class Pipeline:
             config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
         )
         self._check_time_ids(request)
-        self._check_profiles(request, size)
         sigmas = schedulers.noise_levels(config, scheduler)[request.begin() * scheduler.order :]
         guided = [request.guided_at(sigma) for sigma in sigmas]
+        self._check_profiles(request, size, set(guided))
         ticks = self._ticks(request, scheduler, guided)
         # The negative prompts first, as in diffusers; none without guidance.
         zeros = request.negative_prompt is None and self.bundle.manifest.no_negative_prompt == "zeros"
@@ -376,11 +376,11 @@ class Pipeline:
                 if getattr(request, name) != default:
                     raise InputError(f"{name} is given, but this model takes no sizes", "leave it out")
 
-    def _check_profiles(self, request: GenerationRequest, size: tuple[int, int]) -> None:
+    def _check_profiles(self, request: GenerationRequest, size: tuple[int, int], guided: set[bool]) -> None:
         """InputError now, not after minutes of steps, for a size or batch that a component was not built for."""
         facts, pictures = self.bundle.manifest, len(request.prompts)
         sizes = {"B": pictures, "H": size[1], "W": size[0]}
-        for twice in sorted({request.guided, request.guided and request.guidance_interval is None}):
+        for twice in sorted(guided):
             batch = {"B": pictures * (1 + twice)}
             check_profiles(facts.denoiser.component, facts.components[facts.denoiser.component], sizes | batch)
         if request.pictures:  # encoded one by one
@@ -490,6 +490,8 @@ class Pipeline:
         noise = initial_latents(generators, run.shape)
         others = [GENERATORS[run.request.rng](seed) for seed in run.request.variation_seeds()]
         for picture, other in enumerate(others):
+            if run.request.pictures and run.request.sample_mode == "sample":
+                other.randn(run.shape)  # what the encoder takes of each seed's stream first
             noise[picture] = slerp(noise[picture], other.randn(run.shape), run.request.variation_strength)
         return noise
 

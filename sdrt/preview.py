@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sdrt import image
-from sdrt.errors import Cancelled, SdrtError
+from sdrt.errors import Cancelled, InputError, SdrtError, quoted
 from sdrt.pipeline import Pipeline
 from sdrt.sheet import Cell, contact_sheet
 
@@ -58,8 +58,12 @@ class Previews:
     A preview that cannot be made or written is told in the log once, and is no reason to stop.
     """
 
-    def __init__(self, path: Path, every: int, how: How = "vae") -> None:
-        self.path, self.written = path, 0
+    def __init__(self, path: str | Path, every: int, how: How = "vae") -> None:
+        if type(every) is not int or every < 1:
+            raise InputError(f"every is {quoted(every)}, expected an integer of at least 1")
+        if how not in get_args(How):
+            raise InputError(f"how is {quoted(how)}, expected 'vae' or 'linear'")
+        self.path, self.written = Path(path), 0
         self._every, self._how, self._failed = every, how, False
         self._linear: Linear | None = None
 

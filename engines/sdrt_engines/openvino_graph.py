@@ -158,7 +158,7 @@ def _is_plain(node: Any) -> bool:
     if node.get_attributes()["causal"] or node.get_input_size() > 4:
         return False
     mask = _constant(node.input_value(3)) if node.get_input_size() == 4 else np.float32(0)
-    return mask is not None and not np.any(mask)
+    return mask is not None and mask.dtype != np.bool_ and not np.any(mask)  # False would mask everything
 
 
 def _before_heads(node: Any) -> Any:

@@ -120,6 +120,13 @@ def command(
     common.check_picture(output)
     if init_image is not None and os.path.realpath(init_image) == os.path.realpath(output):
         raise InputError(f"--output {output}: is the picture to start from", "choose another --output")
+    shown = output.with_stem(f"{output.stem}-preview")
+    if preview is not None and os.path.lexists(shown):
+        raise InputError(
+            f"--preview: {shown} is there already, and would be lost", "move it, or choose another --output"
+        )
+    if variation_seed is not None and not variation_strength:
+        raise click.UsageError("--variation-seed needs --variation-strength, above 0")
     common.check_writable("--json", json_file)
     import sdrt
     from sdrt import image
@@ -136,7 +143,7 @@ def command(
         timesteps=timesteps, sigmas=sigmas, clip_skip=clip_skip, truncate=truncate, image=init_image,
         strength=0.8 if strength is None else strength, sample_mode=sample_mode or "sample",
     )  # fmt: skip
-    previews = None if preview is None else Previews(output.with_stem(f"{output.stem}-preview"), preview, preview_by)
+    previews = None if preview is None else Previews(shown, preview, preview_by)
     started = time.perf_counter()
     with sdrt.Pipeline.from_pretrained(
         model, engine, device, threads=threads, options=extra, cache=cache, low_memory=low_memory

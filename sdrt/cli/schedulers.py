@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -47,7 +46,7 @@ class Row:
 def command(json_file: str | None) -> None:
     """List the schedulers: names, schedules that may follow them, what a step takes, and the papers.
 
-    Any name is good for --scheduler, as are diffusers' class names. Capitals and spaces do not matter.
+    Any name is good for --scheduler, as are diffusers' class names. Capitals do not matter.
     """
     found = list(rows())
     if json_file is not None:
@@ -58,7 +57,6 @@ def command(json_file: str | None) -> None:
 
 def rows() -> Iterator[Row]:
     """Every sampler by its name, then the classes that have none."""
-    logging.getLogger("sdrt").setLevel(logging.ERROR)  # a base config's keys that one class has not are no news here
     named = {class_name for class_name, _ in NAMES.values()}
     for name, class_name in [(n, c) for n, (c, _) in NAMES.items()] + [(c, c) for c in CLASSES if c not in named]:
         about = CLASSES[class_name].ABOUT

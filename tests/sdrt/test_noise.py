@@ -118,6 +118,24 @@ def test_slerp_at_its_ends_and_between_equals() -> None:
     np.testing.assert_allclose(slerp(low, low, 0.3), low, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "most"), [(1, 6), (2, 6 / 1e-3)])
+def test_slerp_of_the_smallest_pictures(height: int, most: float) -> None:
+    """Columns of one value point the same way or the opposite: no division by the sine of that. Of two, nearly so."""
+    for seed in range(20):
+        mixed = slerp(TorchGenerator(seed).randn((4, height, 8)), TorchGenerator(seed + 50).randn((4, height, 8)), 0.3)
+        assert np.abs(mixed).max() < most
+
+
+def test_a_variation_of_itself_is_itself(pipe: Pipeline) -> None:
+    """Image to image, too, where the encoder draws first."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    plain, same = (
+        pipe("a lighthouse", image=picture, seed=5, num_inference_steps=3, output_type="np", **more).images
+        for more in ({}, {"variation_seed": 5, "variation_strength": 0.5})
+    )
+    np.testing.assert_allclose(plain, same, atol=1e-5)
+
+
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 3, "output_type": "np"}
 
 

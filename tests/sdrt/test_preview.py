@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt import Cancelled, Pipeline
+from sdrt import Cancelled, InputError, Pipeline
 from sdrt.metrics import psnr
 from sdrt.preview import Linear, Previews
 from tests.conftest import Cli
@@ -120,3 +120,18 @@ def test_explain_refuses(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "there is no scheduler 'nonsense'" in done.stderr
     assert not (tmp_path / "a.png").exists()
+
+
+def test_no_file_of_anybodys_is_lost(cli: Cli, tmp_path: Path) -> None:
+    mine = tmp_path / "a-preview.png"
+    mine.write_bytes(b"mine")
+    done = cli("generate", PROMPT, "--steps", "2", "--preview", "1", "-o", tmp_path / "a.png")
+    assert done.returncode == 1
+    assert "a-preview.png is there already, and would be lost" in done.stderr
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("bad", [{"every": 0}, {"every": 1, "how": "magic"}])
+def test_previews_that_are_refused(bad: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        Previews(tmp_path / "p.png", **bad)
