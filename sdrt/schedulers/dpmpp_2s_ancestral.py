@@ -25,7 +25,7 @@ class DPMSolver2SAncestralOptions(levels.SigmaSchedule):
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
 
 
-class DPMSolver2SAncestral:
+class DPMSolver2SAncestral(levels.Halved):
     """A class of ours in diffusers' manner: two network calls a step, but one at the last."""
 
     ABOUT = tables.About(
@@ -49,14 +49,6 @@ class DPMSolver2SAncestral:
         self._kind = o.prediction_type
         self._start: Array | None = None
 
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._level(i)
-        return noisy
-
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         """With t = -log σ, e^(-h) is the ratio of the two noise levels: (σ'/σ)·x + (1 - σ'/σ)·x0."""
         k = i // 2
@@ -73,9 +65,6 @@ class DPMSolver2SAncestral:
         moved: Array = ratio * self._start + (1 - ratio) * x0
         moved += float(self._up[k]) * noise()  # as k-diffusion draws: whatever eta is
         return moved, x0
-
-    def _level(self, i: int) -> np.float32:
-        return np.float32((self._middles if i % 2 else self._sigmas)[i // 2])
 
 
 def _split(sigma: levels.Floats, after: levels.Floats, eta: float) -> tuple[levels.Floats, levels.Floats]:

@@ -31,7 +31,7 @@ class DPMSolverSDEOptions(levels.SigmaSchedule):
     noise_sampler_seed: int | None = None
 
 
-class DPMSolverSDE:
+class DPMSolverSDE(levels.Halved):
     """diffusers' DPMSolverSDEScheduler: two network calls a step, but one at the last."""
 
     ABOUT = tables.About(
@@ -64,14 +64,6 @@ class DPMSolverSDE:
         self._first: Array | None = None
         """Noise of the step's first half."""
 
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._level(i)
-        return noisy
-
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         k = i // 2
         x0 = tables.denoised(pred, x, self._level(i), self._kind)
@@ -92,10 +84,6 @@ class DPMSolverSDE:
         moved: Array = ratio * self._start - rounded(np.expm1, self._t[k] - ancestral) * x0
         moved += fresh * up
         return moved, x0
-
-    def _level(self, i: int) -> np.float32:
-        level: np.float32 = (self._middles if i % 2 else self._sigmas)[i // 2]
-        return level
 
 
 def rounded(function: np.ufunc, value: Any) -> Any:

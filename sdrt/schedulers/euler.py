@@ -36,7 +36,7 @@ class EulerOptions(levels.SigmaSchedule):
             )
 
 
-class Euler:
+class Euler(levels.Exploding):
     """diffusers' EulerDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
     ABOUT = tables.About(
@@ -88,14 +88,6 @@ class Euler:
             sigmas = np.exp(tables.linspace(logs[-1], logs[0], plan.steps + 1).astype(np.float64))
         last = float(made.training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
         return made.timesteps, np.append(sigmas, last)
-
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._sigmas[i]
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         # float32 scalars in diffusers' order of operations: where σ is 4096 (zero terminal SNR), x + d·Δσ cancels, and

@@ -58,7 +58,7 @@ def start_sigma(sigmas: Array, spacing: str) -> float:
     return math.sqrt(top**2 + 1) if spacing == "leading" else top
 
 
-class EulerAncestral:
+class EulerAncestral(levels.Exploding):
     """diffusers' EulerAncestralDiscreteScheduler."""
 
     ABOUT = tables.About(
@@ -76,14 +76,6 @@ class EulerAncestral:
         self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
         self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
-
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._sigmas[i]
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         sigma = self._sigmas[i]

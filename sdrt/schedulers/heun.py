@@ -32,7 +32,7 @@ class HeunOptions(levels.SigmaSchedule):
         tables.check_clip_range(self.clip_sample_range)
 
 
-class Heun:
+class Heun(levels.Exploding):
     """diffusers' HeunDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
     ABOUT = tables.About(
@@ -55,14 +55,6 @@ class Heun:
         self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
         self._options = o
         self._begun: tuple[Array, Array] | None = None  # latents and slope where the step began
-
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._sigmas[i]
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, sigma = self._options, self._sigmas[i]

@@ -25,7 +25,7 @@ class KDPM2Options(levels.SigmaSchedule):
     beta_end: float = 0.012
 
 
-class KDPM2:
+class KDPM2(levels.Exploding):
     """diffusers' KDPM2DiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
     ABOUT = tables.About(
@@ -55,14 +55,6 @@ class KDPM2:
         self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
         self._kind = o.prediction_type
         self._start: Array | None = None
-
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._sigmas[i]
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         sigma, following = self._sigmas[i], self._sigmas[i + 1]

@@ -27,7 +27,7 @@ class KDPM2AncestralOptions(levels.SigmaSchedule):
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"  # fewer than the base's
 
 
-class KDPM2Ancestral:
+class KDPM2Ancestral(levels.Halved):
     """diffusers' KDPM2AncestralDiscreteScheduler: two network calls a step, but one at the last."""
 
     ABOUT = tables.About(
@@ -55,14 +55,6 @@ class KDPM2Ancestral:
         self._start: Array | None = None
         """Latents at the beginning of the step, during its second half."""
 
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._level(i)
-        return noisy
-
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         k, level = i // 2, self._level(i)
         x0 = tables.denoised(pred, x, level, self._kind)
@@ -77,10 +69,6 @@ class KDPM2Ancestral:
         moved: Array = self._start + slope * (down - sigma)
         moved += noise() * up
         return moved, x0
-
-    def _level(self, i: int) -> np.float32:
-        level: np.float32 = (self._middles if i % 2 else self._sigmas)[i // 2]
-        return level
 
 
 def middle(sigma: np.float32, down: np.float32) -> np.float32:

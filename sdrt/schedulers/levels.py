@@ -325,3 +325,30 @@ def check_range(**sigmas: float | None) -> None:
     low, high = sigmas.get("sigma_min"), sigmas.get("sigma_max")
     if low is not None and high is not None and low > high:
         raise InputError(f"sigma_min is {low}, more than sigma_max, {high}")
+
+
+class Exploding:
+    """What solvers of latents x = x0 + σ·ε share: the network sees x / sqrt(σ² + 1). ``_sigmas``: f32, by call."""
+
+    _sigmas: Array
+
+    def scale(self, x: Array, i: int) -> Array:
+        scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)
+        return scaled
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = x0 + noise * self._level(i)
+        return noisy
+
+    def _level(self, i: int) -> np.float32:
+        level: np.float32 = self._sigmas[i]
+        return level
+
+
+class Halved(Exploding):
+    """The same of two calls a step: ``_sigmas`` by step, and ``_middles``, where second calls are."""
+
+    _middles: Array
+
+    def _level(self, i: int) -> np.float32:
+        return np.float32((self._middles if i % 2 else self._sigmas)[i // 2])

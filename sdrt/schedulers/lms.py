@@ -23,7 +23,7 @@ class LMSOptions(levels.SigmaSchedule):
     """Options of LMSDiscreteScheduler; names and defaults are diffusers'."""
 
 
-class LMS:
+class LMS(levels.Exploding):
     """diffusers' LMSDiscreteScheduler. Latents are x = x0 + σ·ε; the network sees x / sqrt(σ² + 1)."""
 
     ABOUT = tables.About(
@@ -45,14 +45,6 @@ class LMS:
         self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
         self._kind = o.prediction_type
         self._slopes: list[Array] = []  # newest first
-
-    def scale(self, x: Array, i: int) -> Array:
-        scaled: Array = x / np.sqrt(self._sigmas[i] ** 2 + 1)
-        return scaled
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = x0 + noise * self._sigmas[i]
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         sigma = self._sigmas[i]

@@ -387,7 +387,7 @@ def test_what_is_computed_in_is_read_back(built: Callable[..., Path], monkeypatc
     """A device that claims a type and then computes in another is found out."""
     held = bundles.load(built())
     if "BF16" in engine._capabilities("CPU"):
-        pytest.skip("this processor has bfloat16")
+        pytest.skip("this processor has bfloat16, so that a claim to it cannot be a false one")
     monkeypatch.setattr(engine, "_capabilities", lambda device: ["FP32", "BF16"])
     session = open_session(held, "vae_decoder", options=OpenOptions(extra={"compute": "bf16"}))
     with pytest.raises(DeviceError, match=r"computes in .*float32.*, asked for .*bfloat16|cannot compile"):
