@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.schedulers import levels, options, tables
-from sdrt.schedulers.euler_ancestral import ending, start_sigma
-from sdrt.schedulers.kdpm2_ancestral import interleaved
+from sdrt.schedulers.euler_ancestral import ending
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -44,8 +43,8 @@ class DPMSolver2SAncestral(levels.Halved):
         self._down, self._up = _split(sigma, after, 1.0 if plan.eta is None else plan.eta)
         self._middles = np.sqrt(sigma * self._down)
         between = levels.sigma_to_t(self._middles, np.log(made.training))
-        self.timesteps = interleaved(made.timesteps, between)
-        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self.timesteps = levels.interleaved(made.timesteps, between)
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._start: Array | None = None
 

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.schedulers import levels, options, tables
-from sdrt.schedulers.euler_ancestral import ending, split, start_sigma
-from sdrt.schedulers.kdpm2_ancestral import interleaved
+from sdrt.schedulers.euler_ancestral import ending, split
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -52,13 +51,13 @@ class DPMSolverSDE(levels.Halved):
         made = levels.exploding(o, plan, name, exact=True)
         logs = np.log(made.training)
         between = levels.sigma_to_t(np.sqrt(made.sigmas[:-1] * made.sigmas[1:]), logs)
-        self.timesteps = interleaved(made.timesteps, between)
+        self.timesteps = levels.interleaved(made.timesteps, between)
         self._sigmas = ending(made.sigmas, name)
         # t = -log σ, and σ again from it: diffusers' steps go by these, whose rounding is not σ's own.
         self._t = -rounded(np.log, self._sigmas[:-1])
         self._middles = rounded(np.exp, -(self._t[:-1] + (self._t[1:] - self._t[:-1]) * np.float32(0.5)))
         self._again = rounded(np.exp, -self._t)
-        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._start: Array | None = None
         self._first: Array | None = None

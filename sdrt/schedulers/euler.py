@@ -5,7 +5,6 @@ Algorithm 2 without churn and without its second-order correction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,8 +56,7 @@ class Euler(levels.Exploding):
         self._sigmas = sigmas.astype(np.float32)
         logs = np.log(self._sigmas[: len(timesteps)])
         self.timesteps = np.float32(0.25) * logs if continuous else timesteps.astype(np.float32)
-        top = float(self._sigmas.max())
-        self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
 
     def _given(self, o: EulerOptions, sigmas: levels.Floats) -> tuple[levels.Floats, levels.Floats]:

@@ -6,7 +6,6 @@ through Stochastic Differential Equations", arXiv 2011.13456, appendix F, writte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,12 +51,6 @@ def ending(sigmas: levels.Floats, name: str) -> Array:
     return np.append(sigmas, 0.0).astype(np.float32)
 
 
-def start_sigma(sigmas: Array, spacing: str) -> float:
-    """Standard deviation of the first latents, of k-diffusion's classes."""
-    top = float(sigmas.max())
-    return math.sqrt(top**2 + 1) if spacing == "leading" else top
-
-
 class EulerAncestral(levels.Exploding):
     """diffusers' EulerAncestralDiscreteScheduler."""
 
@@ -74,7 +67,7 @@ class EulerAncestral(levels.Exploding):
         made = levels.exploding(o, plan, self.ABOUT.diffusers)
         self.timesteps = made.timesteps.astype(np.float32)
         self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
-        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:

@@ -6,7 +6,6 @@ network calls a step, but for the last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,8 +50,7 @@ class Heun(levels.Exploding):
         # Call 0 is the first step's; calls 2k - 1 and 2k are at the end of step k, and at the beginning of the next.
         self.timesteps = np.repeat(made.timesteps.astype(np.float32), 2)[1:]
         self._sigmas = np.append(np.repeat(sigmas, 2)[1:], np.float32(0))
-        top = float(sigmas.max())
-        self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
+        self.init_sigma = levels.start_sigma(sigmas, o.timestep_spacing)
         self._options = o
         self._begun: tuple[Array, Array] | None = None  # latents and slope where the step began
 

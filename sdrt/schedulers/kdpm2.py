@@ -6,7 +6,6 @@ the geometric mean of the step's sigmas.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +47,10 @@ class KDPM2(levels.Exploding):
         logs = np.log(sigmas)
         between = np.exp(logs[:-1] - (logs[:-1] - logs[1:]) * np.float32(0.5))
         # Call 2k begins step k, call 2k + 1 is at its middle; the last step has none.
-        self._sigmas = np.append(_interleaved(sigmas, between), np.float32(0))
+        self._sigmas = np.append(levels.interleaved(sigmas, between), np.float32(0))
         middle = levels.sigma_to_t(between.astype(np.float64), np.log(made.training))
-        self.timesteps = _interleaved(made.timesteps, middle).astype(np.float32)
-        top = float(sigmas.max())
-        self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
+        self.timesteps = levels.interleaved(made.timesteps, middle)
+        self.init_sigma = levels.start_sigma(sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._start: Array | None = None
 
@@ -65,10 +63,3 @@ class KDPM2(levels.Exploding):
             return x + slope * (following - sigma), x0
         start, self._start = self._start, None
         return start + slope * (following - self._sigmas[i - 1]), x0
-
-
-def _interleaved(first: Array, second: Array) -> Array:
-    """a0 b0 a1 b1 … of n and n - 1 values."""
-    both = np.empty(len(first) + len(second), first.dtype)
-    both[::2], both[1::2] = first, second
-    return both

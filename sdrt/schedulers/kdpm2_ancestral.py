@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.schedulers import levels, options, tables
-from sdrt.schedulers.euler_ancestral import ending, split, start_sigma
+from sdrt.schedulers.euler_ancestral import ending, split
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
@@ -49,8 +49,8 @@ class KDPM2Ancestral(levels.Halved):
             np.float32,
         )
         between = levels.sigma_to_t(self._middles.astype(np.float64), np.log(made.training))
-        self.timesteps = interleaved(made.timesteps, between)
-        self.init_sigma = start_sigma(self._sigmas, o.timestep_spacing)
+        self.timesteps = levels.interleaved(made.timesteps, between)
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._start: Array | None = None
         """Latents at the beginning of the step, during its second half."""
@@ -77,10 +77,3 @@ def middle(sigma: np.float32, down: np.float32) -> np.float32:
         return np.float32(0)
     high, low = np.float32(math.log(sigma)), np.float32(math.log(down))
     return np.float32(math.exp(low - np.float32(0.5) * (low - high)))
-
-
-def interleaved(timesteps: levels.Floats, between: levels.Floats) -> Array:
-    """f32[2·steps - 1]: t0, m0, t1, m1, …, t of the last step, which is of first order."""
-    both = np.empty(2 * len(timesteps) - 1, np.float32)
-    both[0::2], both[1::2] = timesteps, between
-    return both

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -325,6 +325,19 @@ def check_range(**sigmas: float | None) -> None:
     low, high = sigmas.get("sigma_min"), sigmas.get("sigma_max")
     if low is not None and high is not None and low > high:
         raise InputError(f"sigma_min is {low}, more than sigma_max, {high}")
+
+
+def start_sigma(sigmas: Array, spacing: str) -> float:
+    """Standard deviation of the first latents of ``Exploding`` solvers, as k-diffusion's and diffusers' have it."""
+    top = float(sigmas.max())
+    return math.sqrt(top**2 + 1) if spacing == "leading" else top
+
+
+def interleaved(begin: NDArray[Any], middle: NDArray[Any]) -> Array:
+    """f32[2·steps - 1]: b0, m0, b1, m1, …, b of the last step, which is of first order."""
+    both = np.empty(len(begin) + len(middle), np.float32)
+    both[0::2], both[1::2] = begin, middle
+    return both
 
 
 class Exploding:

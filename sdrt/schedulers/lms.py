@@ -41,8 +41,7 @@ class LMS(levels.Exploding):
         levels.check_falling(made.sigmas, name, o.num_train_timesteps)
         self.timesteps = made.timesteps.astype(np.float32)
         self._sigmas = np.append(made.sigmas, 0.0).astype(np.float32)
-        top = float(self._sigmas.max())
-        self.init_sigma = math.sqrt(top**2 + 1) if o.timestep_spacing == "leading" else top
+        self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._slopes: list[Array] = []  # newest first
 
