@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sdrt.brownian import BrownianTree, Increments
 from sdrt.errors import InputError
 
 MAX_SEED = 2**64 - 1
@@ -176,3 +177,21 @@ def _box_muller(blocks: NDArray[np.float32]) -> None:
 def initial_latents(generators: Sequence[Generator], shape: Sequence[int]) -> NDArray[np.float32]:
     """One draw a picture: f32[len(generators), *shape]."""
     return np.stack([generator.randn(shape) for generator in generators])
+
+
+class StepNoise:
+    """What the steps of a generation draw, f32[B,*shape]: each picture of its own stream, or of its own seed's motion.
+
+    Calling it goes on in the streams that the first latents were drawn from.
+    """
+
+    def __init__(self, generators: Sequence[Generator], seeds: Sequence[int], shape: Sequence[int], rng: Rng) -> None:
+        self._generators, self._seeds, self._shape, self._rng = generators, seeds, shape, rng
+
+    def __call__(self) -> NDArray[np.float32]:
+        return initial_latents(self._generators, self._shape)
+
+    def brownian(self, low: float, high: float) -> Increments:
+        """As in A1111; and in diffusers for one picture, its seed in the config as ``noise_sampler_seed``."""
+        trees = [BrownianTree(low, high, seed, self._shape, GENERATORS[self._rng]) for seed in self._seeds]
+        return lambda start, end: np.stack([tree(start, end) for tree in trees])

@@ -31,7 +31,7 @@ from sdrt.engine import (
     widened,
 )
 from sdrt.errors import BundleError, Cancelled, InputError, NumericsError, SdrtError
-from sdrt.noise import GENERATORS, Generator, initial_latents, slerp
+from sdrt.noise import GENERATORS, Generator, StepNoise, initial_latents, slerp
 from sdrt.prompt import TextConditioner
 from sdrt.request import Arguments, GenerationRequest
 from sdrt.sessions import Clock, Kept, OneAtATime, Sessions, closed
@@ -420,6 +420,7 @@ class Pipeline:
         }  # the prompt's, without the negative one's
 
         generators = [GENERATORS[request.rng](seed) for seed in run.seeds]
+        fresh = StepNoise(generators, run.seeds, run.shape, request.rng)
         begin = request.begin() * scheduler.order  # in network calls
         if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
             x0 = self._encode(run, generators)
@@ -457,7 +458,7 @@ class Pipeline:
                     if request.guidance_rescale:
                         pred = _rescaled(pred, positive, request.guidance_rescale)
                 _check_finite(pred, facts.component, "step %d of %d (timestep %g)", i - begin + 1, total, timestep)
-                latents, x0 = scheduler.step(latents, pred, i, lambda: initial_latents(generators, run.shape))
+                latents, x0 = scheduler.step(latents, pred, i, fresh)
                 # Copies: what the caller does with them is not the solver's history.
                 shown, x0 = latents.copy(), x0.copy()
                 run.steps.append(time.perf_counter() - started)

@@ -9,8 +9,10 @@ import click
 import numpy as np
 
 from sdrt import schedulers
+from sdrt.brownian import Increments
 from sdrt.cli import Command, common
 from sdrt.schedulers import CLASSES, NAMES, SUFFIXES
+from sdrt.schedulers.tables import Array
 
 _BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """Stable Diffusion's own training schedule."""
@@ -70,15 +72,23 @@ def _seen(name: str) -> tuple[int, bool]:
     """Network calls a step, and whether noise is drawn, as a few steps show."""
     made = schedulers.make(schedulers.resolve(name, _BASE), _STEPS)
     x = np.ones((1, 4, 8, 8), np.float32)
-    drawn = []
-
-    def noise() -> np.ndarray:
-        drawn.append(1)
-        return np.zeros_like(x)
-
+    noise = _Watched()
     for i in range(len(made.timesteps)):
         made.step(x, x, i, noise)
-    return made.order, bool(drawn)
+    return made.order, noise.drawn
+
+
+class _Watched:
+    """Noise of nothing, that knows whether it was asked for."""
+
+    drawn = False
+
+    def __call__(self) -> Array:
+        self.drawn = True
+        return np.zeros((1, 4, 8, 8), np.float32)
+
+    def brownian(self, low: float, high: float) -> Increments:
+        return lambda start, end: self()
 
 
 def _noise(row: Row) -> str:

@@ -2,9 +2,7 @@
 
 DPM-Solver++ (Lu et al., arXiv 2211.01095) for the diffusion SDE, single step with r = 1/2: a half step to the middle in
 log σ, and the whole step with the x0 that the network sees there. Both add noise, which the two halves have in common:
-increments of one Brownian motion W that runs along σ. diffusers takes it from torchsde's Brownian tree, with a seed of
-its own; here it is built of the generation's own noise, one draw an interval, so that pictures differ from diffusers'
-for the same seed. Given the same Brownian motion they are equal.
+increments of one Brownian motion W that runs along σ, from the smallest to the largest.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sdrt.brownian import Increments
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.euler_ancestral import ending, split
 from sdrt.schedulers.tables import Array, Noise, Plan
@@ -46,7 +45,7 @@ class DPMSolverSDE(levels.Halved):
         options.unsupported(
             name,
             rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False),
-            noise_sampler_seed=(o.noise_sampler_seed, None),  # the noise is the generation's
+            noise_sampler_seed=(o.noise_sampler_seed, None),  # each picture's own seed is
         )
         made = levels.exploding(o, plan, name, exact=True)
         logs = np.log(made.training)
@@ -60,8 +59,7 @@ class DPMSolverSDE(levels.Halved):
         self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._start: Array | None = None
-        self._first: Array | None = None
-        """Noise of the step's first half."""
+        self._motion: Increments | None = None
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         k = i // 2
@@ -71,27 +69,19 @@ class DPMSolverSDE(levels.Halved):
             return x + (x - x0) / sigma * -sigma, x0
         if i % 2 == 0:
             self._start, to = x, self._middles[k]
-            self._first = fresh = noise()
         else:
-            assert self._start is not None
-            assert self._first is not None
             to = self._again[k + 1]
-            fresh = joined(self._first, noise(), self._again[k], self._middles[k], to)
+        assert self._start is not None
+        self._motion = self._motion or noise.brownian(float(self._sigmas[-2]), float(self._sigmas.max()))
         down, up = split(self._again[k], to)
         ancestral = -rounded(np.log, down)
         ratio = rounded(np.exp, -ancestral) / self._again[k]
         moved: Array = ratio * self._start - rounded(np.expm1, self._t[k] - ancestral) * x0
-        moved += fresh * up
+        # Downwards, hence the sign.
+        moved -= self._motion(float(to), float(self._again[k])) / np.sqrt(self._again[k] - to) * up
         return moved, x0
 
 
 def rounded(function: np.ufunc, value: Any) -> Any:
     """log, exp or expm1 in float32, correctly rounded, as numpy's own are not."""
     return np.float32(function(np.float64(value)))
-
-
-def joined(first: Array, second: Array, top: np.float32, mid: np.float32, low: np.float32) -> Array:
-    """Standard normal noise of W from ``top`` to ``low``, given that of its parts, which meet at ``mid``."""
-    whole = top - low
-    both: Array = np.sqrt((top - mid) / whole) * first + np.sqrt((mid - low) / whole) * second
-    return both

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdrt.brownian import Increments
 from sdrt.errors import InputError, quoted
 from sdrt.schedulers.options import MAX_VALUES
 
 Array = NDArray[Any]
 """float32, unless a comment says otherwise."""
-Noise = Callable[[], Array]
-"""Draws fresh standard normal noise of the latents' shape."""
 
 MAX_TRAIN_TIMESTEPS = MAX_VALUES
 MAX_SIGMA = 1e9
@@ -33,6 +32,16 @@ MIN_ALPHA_BAR = 1e-30
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Spacing = Literal["leading", "linspace", "trailing"]
 AnyPrediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+
+
+class Noise(Protocol):
+    """Standard normal noise of the latents' shape."""
+
+    def __call__(self) -> Array:
+        """A fresh draw."""
+
+    def brownian(self, low: float, high: float) -> Increments:
+        """A Brownian motion over [low, high], the same for the same seeds, asked for from high to low."""
 
 
 class Scheduler(Protocol):

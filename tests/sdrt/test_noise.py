@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchsde
 from PIL import Image
 
 from sdrt import InputError, Pipeline
+from sdrt.brownian import BrownianTree
 from sdrt.noise import GENERATORS, NumpyGenerator, PhiloxGenerator, TorchGenerator, initial_latents, philox, slerp
 from tests.conftest import Cli
 
@@ -195,3 +199,25 @@ def test_what_the_png_tells(cli: Cli, tmp_path: Path) -> None:
         told = picture.info["parameters"]
     for field in ("Seed: 5", "RNG: NV", "Variation seed: 9", "Variation seed strength: 0.25", "CFG Rescale phi: 0.7"):
         assert field in told
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**40 + 3])
+@pytest.mark.parametrize(("low", "high"), [(0.029167, 14.6146), (0.0413, 157.4)])
+@pytest.mark.parametrize("shape", [(4, 8, 8), (1, 3, 5)])
+def test_brownian_tree_equals_torchsdes(seed: int, low: float, high: float, shape: tuple[int, ...]) -> None:
+    """Overlapping increments from high to low as samplers ask for them, beyond the ends, and all of it again."""
+    theirs = torchsde.BrownianInterval(
+        low, high, shape, torch.float32, entropy=seed, tol=1e-6, pool_size=24, halfway_tree=True
+    )
+    ours = BrownianTree(low, high, seed, shape, TorchGenerator)
+    points = [*np.geomspace(high, low, 12), low]
+    for _ in range(2):
+        for above, below in itertools.pairwise(points):
+            for end in (math.sqrt(above * below), below):
+                got = ours(end, above)
+                if round(min(max(end, low), high), 6) < round(min(above, high), 6):
+                    expected = theirs(max(end, low), min(above, high)).numpy()
+                    assert np.abs(expected - got).max() / math.sqrt(above - end) <= 2e-6
+                else:
+                    assert not got.any()
+    np.testing.assert_array_equal(ours(low - 1, high + 1), ours(low, high))
