@@ -47,8 +47,9 @@ class DPMSolverSinglestep:
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
-        spacing = config.get("timestep_spacing")
-        passed = () if spacing in levels.OURS else ("timestep_spacing", "steps_offset")
+        spacing = config.get("timestep_spacing", "")
+        theirs = isinstance(spacing, str) and spacing not in levels.OURS
+        passed = ("timestep_spacing", "steps_offset") if theirs else ()
         o = dpm_multistep.read(self.OPTIONS, {k: v for k, v in config.items() if k not in passed}, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
