@@ -83,7 +83,7 @@ class GenerationRequest:
 
     guidance_rescale: 0 to 1, how far the guided prediction is given the deviation of the prompt's own, picture by
     picture (arXiv 2305.08891, section 3.4). guidance_interval: (low, high) noise levels σ, guidance only in between;
-    elsewhere the network runs for the prompt alone (arXiv 2404.07724).
+    elsewhere the network runs for the prompt alone (arXiv 2404.07724). Both only with a guidance_scale above 1.
 
     rng: whose noise: "cpu" (torch's, as diffusers'), "cuda" (torch's on CUDA, A1111's "NV"), "numpy". variation_seed,
     variation_strength: mix so much (0 to 1) of another seed's noise into the first latents, along the sphere; then all
@@ -158,6 +158,7 @@ class GenerationRequest:
         if scale is not None and not (_is_number(scale) and -MAX_GUIDANCE <= scale <= MAX_GUIDANCE):
             raise InputError(f"guidance_scale is {quoted(scale)}, expected a finite number, at most {MAX_GUIDANCE}")
         self._check_guidance()
+        self._check_guided()
         self._check_noise()
         eta = self.eta
         if eta is not None and not (_is_number(eta) and 0 <= eta <= 1):
@@ -197,6 +198,7 @@ class GenerationRequest:
             return self
         own = copy.copy(self)  # dataclasses.replace would read the initial pictures again
         object.__setattr__(own, "guidance_scale", default)
+        own._check_guided()
         return own
 
     @property
@@ -222,6 +224,16 @@ class GenerationRequest:
             raise InputError(f"guidance_interval is {quoted(interval)}, expected two noise levels, low before high")
         object.__setattr__(self, "guidance_interval", (float(pair[0]), float(pair[1])))
 
+    def _check_guided(self) -> None:
+        """InputError for what says how to guide, where nothing is guided; a scale that is not known yet may be one."""
+        for name, idle in (("guidance_rescale", 0), ("guidance_interval", None)):
+            value = getattr(self, name)
+            if value != idle and self.guidance_scale is not None and not self.guided:
+                raise InputError(
+                    f"{name} is {quoted(value)}, and guidance_scale {self.guidance_scale:g} guides nothing",
+                    f"give guidance_scale above 1, or leave {name} out",
+                )
+
     def _check_noise(self) -> None:
         object.__setattr__(self, "variation_seed", _integer(self.variation_seed))
         seed, strength = self.variation_seed, self.variation_strength
@@ -231,6 +243,11 @@ class GenerationRequest:
             raise InputError(f"variation_strength is {quoted(strength)}, expected a number from 0 to 1")
         if strength and seed is None:
             raise InputError("variation_strength is given without variation_seed", "give both, or leave both out")
+        if seed is not None and not strength:
+            raise InputError(
+                "variation_seed is given without variation_strength, and changes nothing",
+                "give variation_strength above 0, or leave variation_seed out",
+            )
         if strength and self.latents is not None:
             raise InputError("variation_strength and latents are both given", "give one: latents stand for all noise")
 

@@ -105,6 +105,8 @@ def test_noise_levels_of_flows_and_of_edm() -> None:
         ({"guidance_interval": (1,)}, "guidance_interval"),
         ({"guidance_interval": (float("nan"), 3)}, "guidance_interval"),
         ({"guidance_interval": "1-3"}, "guidance_interval"),
+        ({"guidance_interval": (1, 3), "guidance_scale": 1}, r"is \(1.0, 3.0\), and guidance_scale 1 guides nothing"),
+        ({"guidance_rescale": 0.7, "guidance_scale": 0.5}, "is 0.7, and guidance_scale 0.5 guides nothing"),
     ],
     ids=str,
 )

@@ -172,6 +172,7 @@ def test_a_source_is_what_all_noise_comes_from(rng: Any, pipe: Pipeline) -> None
         ({"variation_seed": -1}, "variation_seed is -1"),
         ({"variation_seed": 3, "variation_strength": 2}, "variation_strength is 2"),
         ({"variation_strength": 0.5}, "variation_strength is given without variation_seed"),
+        ({"variation_seed": 3}, "variation_seed is given without variation_strength"),
         (
             {"variation_seed": 3, "variation_strength": 0.5, "latents": np.zeros((1, 4, 8, 8), np.float32)},
             "variation_strength and latents are both given",

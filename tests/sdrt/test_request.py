@@ -123,6 +123,8 @@ def test_guidance_that_is_not_given_is_the_models_own() -> None:
     assert request.with_guidance(3.0) == GenerationRequest("a", seed=1, guidance_scale=3.0)
     given = GenerationRequest("a", guidance_scale=2.0)
     assert given.with_guidance(3.0) is given
+    with pytest.raises(InputError, match="guidance_scale 1 guides nothing"):  # a distilled model's own
+        GenerationRequest("a", guidance_rescale=0.7).with_guidance(1.0)
 
 
 def test_arguments_are_the_requests_fields() -> None:
