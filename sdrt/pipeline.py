@@ -54,7 +54,7 @@ TIME_IDS = 6
 class Step:
     """One step of the loop: latents f32[B,C,h,w] after it, the predicted x0 likewise, and the seconds it took.
 
-    sigma: the noise level of its timestep (see ``schedulers.noise_levels``). guided: whether the network ran for the
+    sigma: its noise level (see ``Scheduler.sigmas``). guided: whether the network ran for the
     negative prompt, too.
     """
 
@@ -342,7 +342,7 @@ class Pipeline:
             config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
         )
         self._check_time_ids(request)
-        sigmas = schedulers.noise_levels(config, scheduler)[request.begin() * scheduler.order :]
+        sigmas = scheduler.sigmas[request.begin() * scheduler.order :].tolist()
         guided = [request.guided_at(sigma) for sigma in sigmas]
         self._check_profiles(request, size, set(guided))
         ticks = self._ticks(request, scheduler, guided)

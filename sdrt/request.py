@@ -210,8 +210,11 @@ class GenerationRequest:
 
     def guided_at(self, sigma: float) -> bool:
         """Whether the step at this noise level runs the network for the negative prompt too."""
-        interval = self.guidance_interval
-        return self.guided and (interval is None or interval[0] <= sigma <= interval[1])
+        if self.guidance_interval is None or not self.guided:
+            return self.guided
+        with np.errstate(over="ignore"):  # levels are float32, where a level of 3.3 is less than 3.3: so are the ends
+            low, high = np.array(self.guidance_interval, np.float32)
+        return bool(low <= sigma <= high)
 
     def _check_guidance(self) -> None:
         rescale, interval = self.guidance_rescale, self.guidance_interval

@@ -45,6 +45,13 @@ class Scheduler(Protocol):
     """Standard deviation of the first latents."""
 
     @property
+    def sigmas(self) -> Array:
+        """f32[calls]: σ of what each call is given, standard deviation of the noise over that of the picture.
+
+        Of flows, the part of the mix that is noise.
+        """
+
+    @property
     def order(self) -> int:
         """Network calls a step: image to image, which leaves out whole steps, begins at call ``steps · order``."""
 
@@ -177,10 +184,6 @@ class Options:
         if not 2 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
             raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 2 to {MAX_TRAIN_TIMESTEPS}")
 
-    def noise_levels(self, timesteps: Array) -> Array:
-        """σ at timesteps, f32[calls] of any kind; here of flows: the part of the mix that is noise."""
-        return timesteps / np.float32(self.num_train_timesteps)
-
 
 @dataclass(frozen=True)
 class TrainingSchedule(Options):
@@ -205,12 +208,6 @@ class TrainingSchedule(Options):
             raise InputError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1")
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise InputError(f"steps_offset is {self.steps_offset}, expected 0 to {self.num_train_timesteps - 1}")
-
-    def noise_levels(self, timesteps: Array) -> Array:
-        """Between whole timesteps along log σ, as schedules of sigmas find theirs."""
-        logs = np.log(training_sigmas(alphas_cumprod(self)))
-        sigmas: Array = np.exp(np.interp(timesteps, np.arange(len(logs)), logs))
-        return sigmas
 
 
 def betas(options: TrainingSchedule) -> Array:
