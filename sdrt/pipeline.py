@@ -40,8 +40,8 @@ logger = logging.getLogger("sdrt")
 
 Array = NDArray[np.float32]
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
-"""As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …, "predicted_x0": …}) → None, or a dict
-whose ``latents`` replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
+"""As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …, "predicted_x0": …, "total": steps}) →
+None, or a dict whose ``latents`` replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
 
 SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled", "time_ids")
 """What this version can feed a denoiser with."""
@@ -541,9 +541,8 @@ class Pipeline:
 
     def _called_back(self, callback: Callback, step: Step) -> Step:
         try:
-            changed = callback(
-                self, step.index, step.timestep, {"latents": step.latents, "predicted_x0": step.predicted_x0}
-            )
+            state = {"latents": step.latents, "predicted_x0": step.predicted_x0, "total": step.total}
+            changed = callback(self, step.index, step.timestep, state)
         except Cancelled as error:
             error.step = step
             raise
