@@ -24,8 +24,8 @@ LOWEST, HIGHEST = math.log10(0.02), math.log10(20)
 
 def sigmas(name: str) -> list[float]:
     """σ of each network call."""
-    config = schedulers.resolve(name, BASE)
-    return schedulers.noise_levels(config, schedulers.make(config, STEPS))
+    levels: list[float] = schedulers.make(schedulers.resolve(name, BASE), STEPS).sigmas.tolist()
+    return levels
 
 
 def panel(name: str, column: int, row: int, plain: list[float]) -> list[str]:

@@ -40,8 +40,8 @@ logger = logging.getLogger("sdrt")
 
 Array = NDArray[np.float32]
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
-"""As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …, "predicted_x0": …}) → None, or a dict
-whose ``latents`` replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
+"""As diffusers' ``callback_on_step_end``: (pipe, index, timestep, {"latents": …, "predicted_x0": …, "total": steps}) →
+None, or a dict whose ``latents`` replace the step's. Raise ``Cancelled``, or call ``pipe.cancel()``, to stop."""
 
 SOURCES = ("latents", "timestep", "text.hidden_states", "text.pooled", "time_ids")
 """What this version can feed a denoiser with."""
@@ -54,7 +54,7 @@ TIME_IDS = 6
 class Step:
     """One step of the loop: latents f32[B,C,h,w] after it, the predicted x0 likewise, and the seconds it took.
 
-    sigma: the noise level of its timestep (see ``schedulers.noise_levels``). guided: whether the network ran for the
+    sigma: its noise level (see ``Scheduler.sigmas``). guided: whether the network ran for the
     negative prompt, too.
     """
 
@@ -342,7 +342,7 @@ class Pipeline:
             config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
         )
         self._check_time_ids(request)
-        sigmas = schedulers.noise_levels(config, scheduler)[request.begin() * scheduler.order :]
+        sigmas = scheduler.sigmas[request.begin() * scheduler.order :].tolist()
         guided = [request.guided_at(sigma) for sigma in sigmas]
         self._check_profiles(request, size, set(guided))
         ticks = self._ticks(request, scheduler, guided)
@@ -542,9 +542,8 @@ class Pipeline:
 
     def _called_back(self, callback: Callback, step: Step) -> Step:
         try:
-            changed = callback(
-                self, step.index, step.timestep, {"latents": step.latents, "predicted_x0": step.predicted_x0}
-            )
+            state = {"latents": step.latents, "predicted_x0": step.predicted_x0, "total": step.total}
+            changed = callback(self, step.index, step.timestep, state)
         except Cancelled as error:
             error.step = step
             raise

@@ -55,6 +55,7 @@ def _shrunk(pictures: NDArray[np.float32], height: int, width: int) -> NDArray[n
 class Previews:
     """A ``callback_on_step_end`` that keeps a PNG of the predicted pictures up to date, every ``every`` steps.
 
+    None after the last step, which the pictures themselves follow.
     A preview that cannot be made or written is told in the log once, and is no reason to stop.
     """
 
@@ -68,7 +69,7 @@ class Previews:
         self._linear: Linear | None = None
 
     def __call__(self, pipe: Pipeline, index: int, timestep: float, state: Mapping[str, Any]) -> None:
-        if self._failed or (index + 1) % self._every:
+        if self._failed or (index + 1) % self._every or index + 1 == state["total"]:
             return
         try:
             pictures = self._pictures(pipe, state["predicted_x0"])

@@ -19,6 +19,8 @@ from sdrt.bundle import MAX_GUIDANCE
 from sdrt.errors import InputError, quoted
 from sdrt.image_file import MAX_SIDE
 from sdrt.noise import MAX_SEED, Rng
+from sdrt.schedulers.options import MAX_VALUES
+from sdrt.schedulers.tables import by_hand
 
 logger = logging.getLogger("sdrt")
 
@@ -81,7 +83,7 @@ class GenerationRequest:
 
     guidance_rescale: 0 to 1, how far the guided prediction is given the deviation of the prompt's own, picture by
     picture (arXiv 2305.08891, section 3.4). guidance_interval: (low, high) noise levels σ, guidance only in between;
-    elsewhere the network runs for the prompt alone (arXiv 2404.07724).
+    elsewhere the network runs for the prompt alone (arXiv 2404.07724). Both only with a guidance_scale above 1.
 
     rng: whose noise: "cpu" (torch's, as diffusers'), "cuda" (torch's on CUDA, A1111's "NV"), "numpy". variation_seed,
     variation_strength: mix so much (0 to 1) of another seed's noise into the first latents, along the sphere; then all
@@ -146,24 +148,29 @@ class GenerationRequest:
             object.__setattr__(self, name, _integer(getattr(self, name)))
         for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{name} is {value!r}, expected an integer of at least {least}")
+            if type(value) is not int or not least <= value <= MAX_VALUES:
+                raise InputError(f"{name} is {quoted(value)}, expected an integer of {least} to {MAX_VALUES}")
         for name in ("width", "height"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_SIDE):
-                raise InputError(f"{name} is {value!r}, expected 1 to {MAX_SIDE} pixels")
+                raise InputError(f"{name} is {quoted(value)}, expected 1 to {MAX_SIDE} pixels")
         scale = self.guidance_scale
-        if scale is not None and not (_is_number(scale) and abs(scale) <= MAX_GUIDANCE):
-            raise InputError(f"guidance_scale is {scale!r}, expected a finite number, at most {MAX_GUIDANCE}")
+        if scale is not None and not (_is_number(scale) and -MAX_GUIDANCE <= scale <= MAX_GUIDANCE):
+            raise InputError(f"guidance_scale is {quoted(scale)}, expected a finite number, at most {MAX_GUIDANCE}")
         self._check_guidance()
+        self._check_guided()
         self._check_noise()
         eta = self.eta
         if eta is not None and not (_is_number(eta) and 0 <= eta <= 1):
-            raise InputError(f"eta is {eta!r}, expected a number from 0 to 1")
+            raise InputError(f"eta is {quoted(eta)}, expected a number from 0 to 1")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED):
-            raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2^64 - 1")
-        if self.output_type not in ("pil", "np", "latent"):
-            raise InputError(f"output_type is {self.output_type!r}, expected 'pil', 'np' or 'latent'")
+            raise InputError(f"seed is {quoted(self.seed)}, expected an integer from 0 to 2^64 - 1")
+        for name, kinds in (("output_type", OutputType), ("sample_mode", SampleMode), ("rng", Rng)):
+            value, known = getattr(self, name), get_args(kinds)
+            if not isinstance(value, str) or value not in known:
+                raise InputError(f"{name} is {quoted(value)}, expected {' or '.join(map(repr, known))}")
+        if type(self.truncate) is not bool:
+            raise InputError(f"truncate is {quoted(self.truncate)}, expected True or False")
         pictures = len(prompts) * self.num_images_per_prompt
         if pictures > MAX_PICTURES:
             raise InputError(
@@ -191,6 +198,7 @@ class GenerationRequest:
             return self
         own = copy.copy(self)  # dataclasses.replace would read the initial pictures again
         object.__setattr__(own, "guidance_scale", default)
+        own._check_guided()
         return own
 
     @property
@@ -202,45 +210,56 @@ class GenerationRequest:
 
     def guided_at(self, sigma: float) -> bool:
         """Whether the step at this noise level runs the network for the negative prompt too."""
-        interval = self.guidance_interval
-        return self.guided and (interval is None or interval[0] <= sigma <= interval[1])
+        if self.guidance_interval is None or not self.guided:
+            return self.guided
+        with np.errstate(over="ignore"):  # levels are float32, where a level of 3.3 is less than 3.3: so are the ends
+            low, high = np.array(self.guidance_interval, np.float32)
+        return bool(low <= sigma <= high)
 
     def _check_guidance(self) -> None:
         rescale, interval = self.guidance_rescale, self.guidance_interval
         if not _is_number(rescale) or not 0 <= rescale <= 1:
-            raise InputError(f"guidance_rescale is {rescale!r}, expected a number from 0 to 1")
+            raise InputError(f"guidance_rescale is {quoted(rescale)}, expected a number from 0 to 1")
         if interval is None:
             return
         pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
         if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1]:
-            raise InputError(f"guidance_interval is {interval!r}, expected two noise levels, low before high")
+            raise InputError(f"guidance_interval is {quoted(interval)}, expected two noise levels, low before high")
         object.__setattr__(self, "guidance_interval", (float(pair[0]), float(pair[1])))
 
+    def _check_guided(self) -> None:
+        """InputError for what says how to guide, where nothing is guided; a scale that is not known yet may be one."""
+        for name, idle in (("guidance_rescale", 0), ("guidance_interval", None)):
+            value = getattr(self, name)
+            if value != idle and self.guidance_scale is not None and not self.guided:
+                raise InputError(
+                    f"{name} is {quoted(value)}, and guidance_scale {self.guidance_scale:g} guides nothing",
+                    f"give guidance_scale above 1, or leave {name} out",
+                )
+
     def _check_noise(self) -> None:
-        if self.rng not in get_args(Rng):
-            raise InputError(f"rng is {quoted(self.rng)}, expected {', '.join(map(repr, get_args(Rng)))}")
         object.__setattr__(self, "variation_seed", _integer(self.variation_seed))
         seed, strength = self.variation_seed, self.variation_strength
         if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
-            raise InputError(f"variation_seed is {seed!r}, expected an integer from 0 to 2^64 - 1")
+            raise InputError(f"variation_seed is {quoted(seed)}, expected an integer from 0 to 2^64 - 1")
         if not _is_number(strength) or not 0 <= strength <= 1:
-            raise InputError(f"variation_strength is {strength!r}, expected a number from 0 to 1")
+            raise InputError(f"variation_strength is {quoted(strength)}, expected a number from 0 to 1")
         if strength and seed is None:
             raise InputError("variation_strength is given without variation_seed", "give both, or leave both out")
+        if seed is not None and not strength:
+            raise InputError(
+                "variation_seed is given without variation_strength, and changes nothing",
+                "give variation_strength above 0, or leave variation_seed out",
+            )
         if strength and self.latents is not None:
             raise InputError("variation_strength and latents are both given", "give one: latents stand for all noise")
 
     def _count_steps(self) -> None:
-        """num_inference_steps of timesteps or sigmas that are given; 0 at the end of sigmas is no step's start."""
+        """num_inference_steps of timesteps or sigmas that are given."""
         for name in ("timesteps", "sigmas"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, (list, tuple, np.ndarray)) or not len(value) or isinstance(value[0], (list, str)):
-                raise InputError(f"{name} is {quoted(value)}, expected a list of numbers")
-            object.__setattr__(self, name, tuple(value))
-            count = len(value) - (name == "sigmas" and len(value) > 1 and value[-1] == 0)
-            object.__setattr__(self, "num_inference_steps", count)
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, "num_inference_steps", by_hand(name, value)[1])
+                object.__setattr__(self, name, tuple(value))
 
     def _check_sizes(self) -> None:
         for name, least in (("original_size", 1), ("crops_coords_top_left", 0), ("target_size", 1)):
@@ -249,16 +268,14 @@ class GenerationRequest:
                 continue
             pair = tuple(map(_integer, value)) if isinstance(value, (tuple, list)) else ()
             if len(pair) != 2 or not all(type(v) is int and least <= v <= MAX_SIDE for v in pair):
-                raise InputError(f"{name} is {value!r}, expected two integers of {least} to {MAX_SIDE}")
+                raise InputError(f"{name} is {quoted(value)}, expected two integers of {least} to {MAX_SIDE}")
             object.__setattr__(self, name, pair)
 
     def _read(self, prompts: int) -> list[Image.Image]:
         """The initial pictures, one a prompt."""
         strength = self.strength
         if not _is_number(strength) or not 0 < strength <= 1:
-            raise InputError(f"strength is {strength!r}, expected a number above 0, at most 1")
-        if self.sample_mode not in ("sample", "argmax"):
-            raise InputError(f"sample_mode is {self.sample_mode!r}, expected 'sample' or 'argmax'")
+            raise InputError(f"strength is {quoted(strength)}, expected a number above 0, at most 1")
         if self.image is None:
             return []
         if self.latents is not None:
@@ -355,8 +372,10 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+def _is_number(value: Any) -> bool:
+    """NaN and infinity are; an integer beyond 64 bits is nowhere meant, and of some no float can be made."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -(2**63) <= value < 2**64
+    return bool(whole or isinstance(value, (float, np.floating)))
 
 
 def _integer(value: object) -> object:

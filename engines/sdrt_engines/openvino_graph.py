@@ -46,15 +46,18 @@ def without_splits(model: Any) -> int:
         product = total.input_value(0).get_node() if total.get_type_name() == "Add" else None
         if product is None or product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
             continue
-        kernel, bias = _constant(product.input_value(1)), _constant(total.input_value(1))
-        rank = split.input_value(0).get_partial_shape().rank.get_length()
-        axis = _constant(split.input_value(1))
-        if kernel is None or bias is None or kernel.ndim != 2 or axis is None or int(axis) not in (-1, rank - 1):
+        kernel, bias = _weights(product.input_value(1)), _weights(total.input_value(1))
+        whole, axis = split.input_value(0).get_partial_shape(), _constant(split.input_value(1))
+        if kernel is None or bias is None or kernel.ndim != 2 or axis is None or whole.rank.is_dynamic:
+            continue
+        rank = len(whole)
+        parts = [split.output(i).get_partial_shape()[rank - 1] for i in range(CHUNKS)]
+        if axis.item() not in (-1, rank - 1) or any(part.is_dynamic for part in parts):
             continue
         by_output = kernel if product.get_attributes()["transpose_b"] else kernel.T
         flat = bias.reshape(-1)
-        widths = [split.output(i).get_partial_shape()[rank - 1].get_length() for i in range(CHUNKS)]
-        if not sum(widths) == len(by_output) == len(flat):
+        widths = [part.get_length() for part in parts]
+        if not (sum(widths) == len(by_output) == len(flat) and bias.shape[-1:] == flat.shape):
             continue
         for i, begin in enumerate((0, widths[0])):
             rows = slice(begin, begin + widths[i])
@@ -86,7 +89,7 @@ def _upsampled(model: Any) -> int:
         above = node.input_value(0).get_node() if node.get_type_name() == "Convolution" else None
         if above is None or above.get_type_name() != "Interpolate" or not _repeats_pixels(above):
             continue
-        kernel, told = _constant(node.input_value(1)), node.get_attributes()
+        kernel, told = _weights(node.input_value(1)), node.get_attributes()
         plain = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
         if kernel is None or kernel.shape[2:] != (TAPS, TAPS) or any(list(told[k]) != v for k, v in plain.items()):
             continue
@@ -104,7 +107,7 @@ def _upsampled(model: Any) -> int:
 def _repeats_pixels(node: Any) -> bool:
     """Whether an Interpolate makes 2x2 pixels of each of many: output o is input o / 2, rounded down."""
     told = node.get_attributes()
-    how = told["mode"], told["coordinate_transformation_mode"], told["nearest_mode"]
+    how = told["mode"], told.get("coordinate_transformation_mode"), told.get("nearest_mode")  # opset 1 has neither
     if how != ("nearest", "asymmetric", "floor"):
         return False
     if any(told["pads_begin"]) or any(told["pads_end"]):
@@ -131,7 +134,7 @@ def _whole_tiles(model: Any) -> int:
         if node.get_type_name() != "ScaledDotProductAttention" or not _is_plain(node):
             continue
         query, key = (_before_heads(node.input_value(i).get_node()) for i in (0, 1))
-        if query is None or key is None:
+        if query is None or key is None or query.get_element_type().to_string() != "f32":
             continue
         sizes, keys = query.get_partial_shape(), key.get_partial_shape()
         if sizes.is_dynamic or keys.is_dynamic or sizes != keys or keys[1].get_length() < LONG:
@@ -178,11 +181,23 @@ def _constant(output: Any) -> Any:
     return node.data if node.get_type_name() == "Constant" else None
 
 
+def _weights(output: Any) -> Any:
+    """The values of a float32 constant, or of one stored in float16; None for others, whose like cannot be stored.
+
+    numpy has no bfloat16 or float8, and sums of integers may be none of their type.
+    """
+    node = output.get_node()
+    stored = node.input_value(0) if node.get_type_name() in ("Convert", "ConvertLike") else output
+    kinds = stored.get_element_type().to_string(), output.get_element_type().to_string()
+    known = stored.get_node().get_type_name() == "Constant" and kinds in (("f32", "f32"), ("f16", "f32"))
+    return stored.get_node().get_data(dtype=np.float32) if known else None
+
+
 def _stored_like(output: Any, values: NDArray[np.float32]) -> Any:
-    """A new constant in the type that ``output``'s is stored in, so that it takes no more memory."""
+    """A new constant in the type that ``output``'s is stored in (see ``_weights``), so that it takes no more memory."""
     from openvino import opset13 as opset
 
-    if output.get_node().get_type_name() != "Convert":
+    if output.get_node().get_type_name() == "Constant":
         return opset.constant(np.ascontiguousarray(values))
     stored = output.get_node().get_input_element_type(0).to_dtype()
     return opset.convert(opset.constant(np.ascontiguousarray(values, stored)), "f32")

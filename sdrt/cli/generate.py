@@ -64,8 +64,9 @@ from sdrt.noise import A1111_SOURCES, Rng
     help='A1111 name ("DPM++ 2M Karras") or diffusers class; the model\'s own when left out.',
 )
 @click.option(
-    "--eta", type=float, help="Fresh noise of each step, 0 to 1, for schedulers that can be told (DDIM, TCD)."
-)
+    "--eta", type=float,
+    help="Fresh noise of each step, 0 to 1, for schedulers that can be told (DDIM, TCD, DPM++ 2S a).",
+)  # fmt: skip
 @click.option(
     "--timesteps", callback=common.parse_numbers, metavar="LIST",
     help="Where the steps lie, instead of --steps: 999,850,…, in training steps; for schedulers that can be told.",

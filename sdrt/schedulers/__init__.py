@@ -206,16 +206,6 @@ def make(
     return solver(config, tables.plan(solver.ABOUT, steps, timesteps=timesteps, sigmas=sigmas, eta=eta))
 
 
-def noise_levels(config: Mapping[str, Any], made: Scheduler) -> list[float]:
-    """σ of each call of a scheduler, by its timesteps; standard deviation of the noise over that of the picture.
-
-    Of flows, the part of the mix that is noise; of networks trained as EDM, the σ that the timestep stands for.
-    """
-    solver = CLASSES[config["_class_name"]]
-    o = options.read(solver.OPTIONS, config, solver.ABOUT.diffusers)
-    return [float(sigma) for sigma in o.noise_levels(made.timesteps)]
-
-
 def label(config: Mapping[str, Any]) -> str:
     """The shortest A1111 name that a config amounts to, or its class's name where there is none."""
     class_name = str(config["_class_name"])

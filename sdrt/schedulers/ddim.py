@@ -30,7 +30,7 @@ class DDIMOptions(tables.Thresholding):
         tables.check_clip_range(self.clip_sample_range)
 
 
-class DDIM:
+class DDIM(levels.Tabled):
     """diffusers' DDIMScheduler."""
 
     ABOUT = tables.About(
@@ -41,8 +41,6 @@ class DDIM:
         frozenset({"eta"}),
     )
     OPTIONS = DDIMOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         o = options.read(self.OPTIONS, config, "DDIMScheduler")
@@ -61,12 +59,6 @@ class DDIM:
         self._final = 1.0 if o.set_alpha_to_one else float(self._alpha_bar[0])
         self._options = o
         self._eta = 0.0 if plan.eta is None else plan.eta
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         t = int(self.timesteps[i])

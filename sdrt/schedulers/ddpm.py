@@ -35,7 +35,7 @@ class DDPMOptions(tables.Thresholding):
         tables.check_clip_range(self.clip_sample_range)
 
 
-class DDPM:
+class DDPM(levels.Tabled):
     """diffusers' DDPMScheduler."""
 
     ABOUT = tables.About(
@@ -43,8 +43,6 @@ class DDPM:
         "Denoising Diffusion Probabilistic Models", "2006.11239", frozenset({"timesteps"}),
     )  # fmt: skip
     OPTIONS = DDPMOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
@@ -72,12 +70,6 @@ class DDPM:
                 "timestep_spacing 'leading' starts after it",
             )
         self._options = o
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return tables.diffused(x0, noise, self._alpha_bar[self._t[i]])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, one = self._options, np.float32(1)

@@ -24,7 +24,7 @@ class DEISOptions(multistep.MultistepOptions):
     solver_type: Literal["logrho", "midpoint", "heun", "bh1", "bh2"] = "logrho"
 
 
-class DEISMultistep:
+class DEISMultistep(multistep.Preserving):
     """diffusers' DEISMultistepScheduler."""
 
     ABOUT = tables.About(
@@ -32,8 +32,6 @@ class DEISMultistep:
         "Fast Sampling of Diffusion Models with Exponential Integrator", "2204.13902",
     )  # fmt: skip
     OPTIONS = DEISOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
@@ -50,12 +48,6 @@ class DEISMultistep:
         self._levels = multistep.Noise32(made.sigmas, last, bool(o.use_flow_sigmas))
         self._options = o
         self._history: list[Array] = []  # ε, newest first
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return self._levels.noisy(x0, noise, i)
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, level, steps = self._options, self._levels, len(self.timesteps)

@@ -38,7 +38,7 @@ def read(kind: type[options.O], config: Mapping[str, Any], name: str) -> options
     return options.read(kind, config, name)
 
 
-class DPMSolverMultistep:
+class DPMSolverMultistep(multistep.Preserving):
     """diffusers' DPMSolverMultistepScheduler."""
 
     ABOUT = tables.About(
@@ -47,8 +47,6 @@ class DPMSolverMultistep:
         frozenset({"timesteps"}),
     )  # fmt: skip
     OPTIONS = DPMSolverOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
@@ -76,12 +74,6 @@ class DPMSolverMultistep:
         self._midpoint = o.solver_type != "heun"  # other solvers' types are taken for it, as in diffusers
         self._options = o
         self._history: list[Array] = []  # x0, or ε; newest first
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return self._levels.noisy(x0, noise, i)
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         level = self._levels

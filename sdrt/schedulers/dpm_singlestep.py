@@ -33,7 +33,7 @@ class SinglestepOptions(multistep.MultistepOptions):
     variance_type: Literal["learned", "learned_range", "fixed_small", "fixed_large", "fixed_small_log"] | None = None
 
 
-class DPMSolverSinglestep:
+class DPMSolverSinglestep(multistep.Preserving):
     """diffusers' DPMSolverSinglestepScheduler."""
 
     ABOUT = tables.About(
@@ -42,13 +42,12 @@ class DPMSolverSinglestep:
         frozenset({"timesteps"}),
     )  # fmt: skip
     OPTIONS = SinglestepOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
-        spacing = config.get("timestep_spacing")
-        passed = () if spacing in levels.OURS else ("timestep_spacing", "steps_offset")
+        spacing = config.get("timestep_spacing", "")
+        theirs = isinstance(spacing, str) and spacing not in levels.OURS
+        passed = ("timestep_spacing", "steps_offset") if theirs else ()
         o = dpm_multistep.read(self.OPTIONS, {k: v for k, v in config.items() if k not in passed}, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
@@ -75,12 +74,6 @@ class DPMSolverSinglestep:
         self._orders = _orders(o, len(self.timesteps))
         self._history: list[Array] = []  # x0, or ε; newest first
         self._from: Array | None = None
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return self._levels.noisy(x0, noise, i)
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, level = self._options, self._levels

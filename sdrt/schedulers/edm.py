@@ -39,10 +39,6 @@ class EDMOptions(tables.Options):
         if not 0.1 <= self.rho <= 100:
             raise InputError(f"rho is {self.rho}, expected 0.1 to 100")
 
-    def noise_levels(self, timesteps: Array) -> Array:
-        sigmas: Array = np.exp(4 * timesteps)  # their timesteps are log σ / 4
-        return sigmas
-
 
 class Preconditioned:
     """What EDM's classes share: levels of noise, and what the network is given and means."""
@@ -56,6 +52,10 @@ class Preconditioned:
         self.init_sigma = math.sqrt(o.sigma_max**2 + 1)
         self._data = np.float32(o.sigma_data)
         self._sign = np.float32(1 if o.prediction_type == "epsilon" else -1)
+
+    @property
+    def sigmas(self) -> Array:
+        return self._sigmas[:-1]
 
     def scale(self, x: Array, i: int) -> Array:
         sigma = self._sigmas[i]

@@ -45,7 +45,25 @@ class FlowOptions(tables.Options):
             raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
 
 
-class FlowMatchEuler:
+class Mixed:
+    """What solvers of flows share: latents σ·ε + (1 - σ)·x0. ``_sigmas``: f32[calls + 1], where each call is."""
+
+    init_sigma = 1.0
+    _sigmas: Array
+
+    @property
+    def sigmas(self) -> Array:
+        return self._sigmas[:-1]
+
+    def scale(self, x: Array, i: int) -> Array:
+        return x
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        noisy: Array = self._sigmas[i] * noise + (np.float32(1) - self._sigmas[i]) * x0
+        return noisy
+
+
+class FlowMatchEuler(Mixed):
     """diffusers' FlowMatchEulerDiscreteScheduler."""
 
     ABOUT = tables.About(
@@ -54,7 +72,6 @@ class FlowMatchEuler:
         frozenset({"timesteps", "sigmas"}),
     )  # fmt: skip
     OPTIONS = FlowOptions
-    init_sigma = 1.0
     order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
@@ -94,13 +111,6 @@ class FlowMatchEuler:
                 raise InputError(f"{self.ABOUT.diffusers}: shift_terminal wants sigmas below 1", "take more steps")
             sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - o.shift_terminal))
         return levels.named(o, float(sigmas[-1]), float(sigmas[0]), plan.steps, sigmas)
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = self._sigmas[i] * noise + (np.float32(1) - self._sigmas[i]) * x0
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         sigma, after = self._sigmas[i], self._sigmas[i + 1]

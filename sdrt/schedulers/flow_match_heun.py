@@ -28,7 +28,7 @@ class FlowHeunOptions(tables.Options):
             raise InputError(f"shift is {self.shift}, expected 0.001 to 1000")
 
 
-class FlowMatchHeun:
+class FlowMatchHeun(flow_match.Mixed):
     """diffusers' FlowMatchHeunDiscreteScheduler."""
 
     ABOUT = tables.About(
@@ -36,7 +36,6 @@ class FlowMatchHeun:
         "Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364",
     )  # fmt: skip
     OPTIONS = FlowHeunOptions
-    init_sigma = 1.0
     order = 2
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
@@ -51,13 +50,6 @@ class FlowMatchHeun:
         self._sigmas = np.append(own, np.float32(0))
         self.timesteps = own * np.float32(o.num_train_timesteps)
         self._begun: tuple[Array, Array] | None = None  # latents and slope where the step began
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        noisy: Array = self._sigmas[i] * noise + (np.float32(1) - self._sigmas[i]) * x0
-        return noisy
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         sigma = self._sigmas[i]

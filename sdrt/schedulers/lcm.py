@@ -72,7 +72,7 @@ def alpha_bars(o: ConsistencyOptions, timesteps: list[int], name: str) -> Array:
     return bars
 
 
-class LCM:
+class LCM(levels.Tabled):
     """diffusers' LCMScheduler."""
 
     ABOUT = tables.About(
@@ -81,8 +81,6 @@ class LCM:
         frozenset({"timesteps"}),
     )  # fmt: skip
     OPTIONS = ConsistencyOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
@@ -90,12 +88,6 @@ class LCM:
         self.timesteps = np.array(self._t, np.float32)
         self._alpha_bar = alpha_bars(o, self._t, self.ABOUT.diffusers)
         self._options = o
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return tables.diffused(x0, noise, self._alpha_bar[self._t[i]])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, one = self._options, np.float32(1)

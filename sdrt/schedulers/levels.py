@@ -340,10 +340,34 @@ def interleaved(begin: NDArray[Any], middle: NDArray[Any]) -> Array:
     return both
 
 
+class Tabled:
+    """What solvers of latents √ᾱ·x0 + √(1-ᾱ)·ε share whose calls are at whole training steps: ``_alpha_bar`` is ᾱ."""
+
+    init_sigma = 1.0
+    order = 1
+    timesteps: Array
+    _alpha_bar: Array
+
+    @property
+    def sigmas(self) -> Array:
+        return tables.training_sigmas(self._alpha_bar[self.timesteps.astype(int)])
+
+    def scale(self, x: Array, i: int) -> Array:
+        return x
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
+
+
 class Exploding:
     """What solvers of latents x = x0 + σ·ε share: the network sees x / sqrt(σ² + 1). ``_sigmas``: f32, by call."""
 
+    timesteps: Array
     _sigmas: Array
+
+    @property
+    def sigmas(self) -> Array:
+        return np.array([self._level(i) for i in range(len(self.timesteps))])
 
     def scale(self, x: Array, i: int) -> Array:
         scaled: Array = x / np.sqrt(self._level(i) ** 2 + 1)

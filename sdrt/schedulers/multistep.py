@@ -41,10 +41,6 @@ class MultistepOptions(levels.SigmaSchedule, tables.Thresholding):
         if self.prediction_type == "flow_prediction" and not self.use_flow_sigmas:
             raise InputError("prediction_type 'flow_prediction' wants use_flow_sigmas")
 
-    def noise_levels(self, timesteps: Array) -> Array:
-        flow = self.use_flow_sigmas
-        return tables.Options.noise_levels(self, timesteps) if flow else super().noise_levels(timesteps)
-
 
 def check(o: MultistepOptions, plan: Plan, name: str) -> None:
     """InputError for what none of these solvers does."""
@@ -81,6 +77,24 @@ class Noise32:
         """x0 of level i, given ε."""
         x0: Array = (x - self.s[i] * epsilon) / self.alpha[i]
         return x0
+
+
+class Preserving:
+    """What these solvers share. ``_levels``: those of the calls, and where the last one's step ends."""
+
+    init_sigma = 1.0
+    order = 1
+    _levels: Noise32
+
+    @property
+    def sigmas(self) -> Array:
+        return self._levels.sigma[:-1]
+
+    def scale(self, x: Array, i: int) -> Array:
+        return x
+
+    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
+        return self._levels.noisy(x0, noise, i)
 
 
 def log(value: Any) -> Scalar:

@@ -28,7 +28,7 @@ class PNDMOptions(tables.TrainingSchedule):
     set_alpha_to_one: bool = False
 
 
-class PNDM:
+class PNDM(levels.Tabled):
     """diffusers' PNDMScheduler."""
 
     ABOUT = tables.About(
@@ -36,8 +36,6 @@ class PNDM:
         "Pseudo Numerical Methods for Diffusion Models on Manifolds", "2202.09778",
     )  # fmt: skip
     OPTIONS = PNDMOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         o = options.read(self.OPTIONS, config, "PNDMScheduler")
@@ -69,12 +67,6 @@ class PNDM:
         self._history: list[Array] = []  # newest first
         self._first: Array | None = None
         self._slope: Any = 0  # summed over the calls of a Runge-Kutta step
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return tables.diffused(x0, noise, self._alpha_bar[int(self.timesteps[i])])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         t = int(self.timesteps[i])

@@ -54,6 +54,13 @@ class Scheduler(Protocol):
     """Standard deviation of the first latents."""
 
     @property
+    def sigmas(self) -> Array:
+        """f32[calls]: σ of what each call is given, standard deviation of the noise over that of the picture.
+
+        Of flows, the part of the mix that is noise.
+        """
+
+    @property
     def order(self) -> int:
         """Network calls a step: image to image, which leaves out whole steps, begins at call ``steps · order``."""
 
@@ -133,38 +140,47 @@ def plan(
         raise InputError(f"eta is {quoted(eta)}, expected a number from 0 to 1")
     if timesteps is not None and sigmas is not None:
         raise InputError(f"{name}: timesteps and sigmas are both given", "give one")
-    times = None if timesteps is None else _falling("timesteps", timesteps)
-    levels = None if sigmas is None else _falling("sigmas", sigmas)
-    given = times if times is not None else levels
-    if given is not None:
-        # 0, the end of the last step, is no step of its own. Classes that want none at the end refuse it.
-        count = len(given) - (levels is not None and levels[-1] == 0)
-        if steps is not None and steps != count:
-            raise InputError(
-                f"num_inference_steps is {steps}, the {'timesteps' if levels is None else 'sigmas'} given are for"
-                f" {count}",
-                "leave num_inference_steps out",
-            )
-        steps = count
-    if steps is None:
+    if steps is not None and not (_number(steps) and isinstance(steps, (int, np.integer))):
+        raise InputError(f"num_inference_steps is {quoted(steps)}, expected an integer below {MAX_SIGMA:g}")
+    times = levels = None
+    count = steps
+    if timesteps is not None:
+        times, count = by_hand("timesteps", timesteps)
+    if sigmas is not None:
+        levels, count = by_hand("sigmas", sigmas)
+    if count is None:
         raise InputError("num_inference_steps is not given", "give it, or timesteps")
-    return Plan(steps, times, levels, None if eta is None else float(eta))
+    if steps is not None and steps != count:
+        raise InputError(
+            f"num_inference_steps is {quoted(steps)}, the {'timesteps' if levels is None else 'sigmas'} given are for"
+            f" {count}",
+            "leave num_inference_steps out",
+        )
+    return Plan(int(count), times, levels, None if eta is None else float(eta))
 
 
 def _number(value: Any) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and bool(abs(value) < MAX_SIGMA)  # NaN is not less
+    value = value.item() if isinstance(value, np.generic) else value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SIGMA  # NaN is not less
 
 
-def _falling(name: str, values: Sequence[float] | Array) -> NDArray[np.float64]:
-    if not isinstance(values, (list, tuple, np.ndarray)) or not 1 <= np.size(values) <= MAX_VALUES:
+def by_hand(name: str, values: object) -> tuple[NDArray[np.float64], int]:
+    """A caller's timesteps or sigmas, f64[…], falling, and how many steps they are for; InputError for anything else.
+
+    A 0 at the end of sigmas is where the last step ends, no step of its own. Classes that want none refuse it.
+    """
+    listed = isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim > 0)
+    if not listed or not 1 <= len(values) <= MAX_VALUES:  # type: ignore[arg-type] # it has a length then
         raise InputError(f"{name} is {quoted(values)}, expected a list of 1 to {MAX_VALUES} numbers")
-    if not all(_number(value) for value in values):
+    if not all(_number(value) for value in values):  # type: ignore[attr-defined] # and can be gone through
         raise InputError(f"{name} are not all finite numbers below {MAX_SIGMA:g}")
     array = np.array(values, np.float64)
     if not (np.diff(array) < 0).all() or array[-1] < 0:
         raise InputError(f"{name} must fall from one to the next, and not below 0")
-    return array
+    count = len(array) - bool(name == "sigmas" and array[-1] == 0)
+    if not count:
+        raise InputError(f"{name} is {quoted(values)}, which is for no step", "begin with the first step's, above 0")
+    return array, count
 
 
 @dataclass(frozen=True)
@@ -176,10 +192,6 @@ class Options:
     def __post_init__(self) -> None:
         if not 2 <= self.num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
             raise InputError(f"num_train_timesteps is {self.num_train_timesteps}, expected 2 to {MAX_TRAIN_TIMESTEPS}")
-
-    def noise_levels(self, timesteps: Array) -> Array:
-        """σ at timesteps, f32[calls] of any kind; here of flows: the part of the mix that is noise."""
-        return timesteps / np.float32(self.num_train_timesteps)
 
 
 @dataclass(frozen=True)
@@ -205,12 +217,6 @@ class TrainingSchedule(Options):
             raise InputError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1")
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise InputError(f"steps_offset is {self.steps_offset}, expected 0 to {self.num_train_timesteps - 1}")
-
-    def noise_levels(self, timesteps: Array) -> Array:
-        """Between whole timesteps along log σ, as schedules of sigmas find theirs."""
-        logs = np.log(training_sigmas(alphas_cumprod(self)))
-        sigmas: Array = np.exp(np.interp(timesteps, np.arange(len(logs)), logs))
-        return sigmas
 
 
 def betas(options: TrainingSchedule) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdrt.schedulers import options, tables
+from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.lcm import ConsistencyOptions, alpha_bars, distilled
 from sdrt.schedulers.tables import Array, Noise, Plan
 
@@ -20,7 +20,7 @@ ETA = 0.0
 """What diffusers' pipelines pass on unless they are told; its class's own default, and the authors' advice, is 0.3."""
 
 
-class TCD:
+class TCD(levels.Tabled):
     """diffusers' TCDScheduler."""
 
     ABOUT = tables.About(
@@ -28,8 +28,6 @@ class TCD:
         "Trajectory Consistency Distillation", "2402.19159", frozenset({"timesteps", "eta"}),
     )  # fmt: skip
     OPTIONS = ConsistencyOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
@@ -41,12 +39,6 @@ class TCD:
         self._alpha_bar = alpha_bars(o, self._t, name)
         self._eta = ETA if plan.eta is None else plan.eta
         self._kind = o.prediction_type
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return tables.diffused(x0, noise, self._alpha_bar[self._t[i]])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         one, last = np.float32(1), i + 1 == len(self._t)

@@ -36,7 +36,7 @@ class UniPCOptions(multistep.MultistepOptions):
         levels.check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
 
-class UniPC:
+class UniPC(multistep.Preserving):
     """diffusers' UniPCMultistepScheduler."""
 
     ABOUT = tables.About(
@@ -45,8 +45,6 @@ class UniPC:
         frozenset({"sigmas"}),
     )  # fmt: skip
     OPTIONS = UniPCOptions
-    init_sigma = 1.0
-    order = 1
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
@@ -89,12 +87,6 @@ class UniPC:
             return timesteps, sigmas, 0.0
         scheduled = [option for option in levels.schedules(o) if option.startswith("use_")]
         return timesteps, sigmas, float(sigmas[-1]) if scheduled else float(made.training[0])
-
-    def scale(self, x: Array, i: int) -> Array:
-        return x
-
-    def add_noise(self, x0: Array, noise: Array, i: int) -> Array:
-        return self._levels.noisy(x0, noise, i)
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, level = self._options, self._levels

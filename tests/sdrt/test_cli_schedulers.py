@@ -57,8 +57,8 @@ def test_sigmas_by_hand(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"timesteps": []}, r"timesteps is \[\], expected a list of numbers"),
-        ({"timesteps": "999,1"}, "timesteps is '999,1', expected a list of numbers"),
+        ({"timesteps": []}, r"timesteps is \[\], expected a list of 1 to"),
+        ({"timesteps": "999,1"}, "timesteps is '999,1', expected a list of 1 to"),
         ({"timesteps": [1, 999]}, "timesteps must fall"),
         ({"timesteps": [5000, 1]}, "timestep"),
         ({"sigmas": [1.0, float("nan")]}, "sigmas"),

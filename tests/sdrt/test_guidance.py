@@ -33,8 +33,8 @@ def test_rescaling_is_what_a_call_does(pipe: Pipeline) -> None:
 
 
 def sigmas(pipe: Pipeline) -> list[float]:
-    config = schedulers.resolve("DPM++ 2M", pipe.scheduler_config)
-    return schedulers.noise_levels(config, schedulers.make(config, 6))
+    levels: list[float] = schedulers.make(schedulers.resolve("DPM++ 2M", pipe.scheduler_config), 6).sigmas.tolist()
+    return levels
 
 
 def test_an_interval_of_everything_and_of_nothing(pipe: Pipeline) -> None:
@@ -74,26 +74,31 @@ def test_half_of_the_steps_are_guided(pipe: Pipeline, monkeypatch: pytest.Monkey
         assert made.timesteps[i] == step.timestep
 
 
-@pytest.mark.parametrize("name", ["Euler", "DDIM", "DPM++ 2M Karras", "Heun", "UniPC", "LCM", "DPM2"])
-def test_noise_levels_are_the_schedulers_own(name: str, pipe: Pipeline) -> None:
-    """Where a scheduler keeps its σ; of second-order ones the first call of each step."""
-    config = schedulers.resolve(name, pipe.scheduler_config)
-    made = schedulers.make(config, 7)
-    levels = schedulers.noise_levels(config, made)
-    assert len(levels) == len(made.timesteps)
-    assert levels == sorted(levels, reverse=True)
-    own = getattr(made, "_sigmas", None)
-    if own is not None and made.order == 1:
-        np.testing.assert_allclose(levels, own[: len(levels)], rtol=2e-2)
+@pytest.mark.parametrize("name", sorted({*schedulers.CLASSES, *schedulers.A1111}))
+def test_noise_levels_are_those_of_the_latents(name: str, pipe: Pipeline) -> None:
+    """As much noise as ``add_noise`` adds at each call, over what it leaves of the picture; of flows the former."""
+    flow = name.startswith("Flow")
+    base = {} if flow or name.startswith("EDM") else pipe.scheduler_config
+    made = schedulers.make(schedulers.resolve(name, base), 7)
+    one, none = np.float32(1), np.float32(0)
+    mixed = [(made.add_noise(none, one, i), made.add_noise(one, none, i)) for i in range(len(made.timesteps))]
+    assert made.sigmas.dtype == np.float32
+    np.testing.assert_allclose(made.sigmas, [s if flow else s / alpha for s, alpha in mixed], rtol=1e-5)
+    assert (np.diff(made.sigmas) < 1e-6).all() or name == "PNDMScheduler"  # Runge-Kutta steps look ahead
 
 
-def test_noise_levels_of_flows_and_of_edm() -> None:
-    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    levels = schedulers.noise_levels(flow, schedulers.make(flow, 4))
-    assert levels[0] == pytest.approx(1.0)
-    edm = {"_class_name": "EDMEulerScheduler"}
-    levels = schedulers.noise_levels(edm, schedulers.make(edm, 4))
-    assert (levels[0], levels[-1]) == (pytest.approx(80.0, rel=1e-5), pytest.approx(0.002, rel=1e-5))
+def test_noise_levels_by_hand_are_what_was_given(pipe: Pipeline) -> None:
+    """Beyond the training schedule, too, where there is no timestep for them; an interval that ends at one has it."""
+    sigmas = [50.0, 20.0, 3.3, 0.01]
+    steps = list(
+        pipe.stream(
+            "a lighthouse",
+            guidance_interval=(3.3, 20),
+            **{**ARGUMENTS, "scheduler": "Euler", "sigmas": [*sigmas, 0]},
+        )
+    )
+    np.testing.assert_allclose([step.sigma for step in steps], sigmas, rtol=1e-6)
+    assert [step.guided for step in steps] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +110,8 @@ def test_noise_levels_of_flows_and_of_edm() -> None:
         ({"guidance_interval": (1,)}, "guidance_interval"),
         ({"guidance_interval": (float("nan"), 3)}, "guidance_interval"),
         ({"guidance_interval": "1-3"}, "guidance_interval"),
+        ({"guidance_interval": (1, 3), "guidance_scale": 1}, r"is \(1.0, 3.0\), and guidance_scale 1 guides nothing"),
+        ({"guidance_rescale": 0.7, "guidance_scale": 0.5}, "is 0.7, and guidance_scale 0.5 guides nothing"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from sdrt import schedulers
-from sdrt.errors import InputError
+from sdrt.errors import InputError, quoted
 from sdrt.schedulers import levels, options, tables
 
 SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -134,7 +134,20 @@ def test_about(name: str) -> None:
         ({"timesteps": [5, 1], "sigmas": [1.0, 0.0]}, "both given"),
         ({"timesteps": [5, 1], "steps": 3}, "num_inference_steps is 3"),
         ({"sigmas": [1.0, 0.5]}, "append 0"),
-        ({"sigmas": [0.0]}, "append 0"),
+        ({"sigmas": [0.0]}, r"sigmas is \[0.0\], which is for no step"),
+        ({"sigmas": np.array(3.0)}, "expected a list of 1 to"),
+        ({"sigmas": np.ones((2, 2))}, "not all finite numbers"),
+        ({"timesteps": [[3], [2, 1]]}, "not all finite numbers"),
+        ({"timesteps": [10**400, 1]}, "not all finite numbers"),
+        ({"timesteps": ["3", "1"]}, "not all finite numbers"),
+        ({"timesteps": 10**5000}, "too long to show"),
+        ({"timesteps": np.array([])}, "expected a list of 1 to"),
+        ({"eta": 10**400, "_class_name": "DDIMScheduler"}, "eta is 1000"),
+        ({"eta": 10**5000, "_class_name": "DDIMScheduler"}, "eta is a value of type int that is too long"),
+        ({"eta": "1", "_class_name": "DDIMScheduler"}, "eta is '1'"),
+        *(({"steps": bad}, "num_inference_steps is .*, expected an integer") for bad in (True, 2.5, "3", float("nan"))),
+        ({"steps": 10**400}, "num_inference_steps is 1000"),
+        ({"steps": 10**5000}, "num_inference_steps is a value of type int that is too long"),
         ({"eta": 0.5}, "EulerDiscreteScheduler takes no eta"),
         ({}, "num_inference_steps is not given"),
         ({"_class_name": "DDIMScheduler", "timesteps": [5, 1]}, "DDIMScheduler takes no timesteps"),
@@ -146,7 +159,7 @@ def test_about(name: str) -> None:
         ({"use_karras_sigmas": True, "timesteps": [5, 1]}, "use_karras_sigmas sets them too"),
         ({"timestep_spacing": "ays", "timesteps": [5, 1]}, "'ays' sets them too"),
     ],
-    ids=str,
+    ids=lambda value: quoted(value, 40),
 )
 def test_what_is_set_by_hand_is_checked(arguments: dict[str, Any], message: str) -> None:
     given = {key: arguments[key] for key in ("timesteps", "sigmas", "eta") if key in arguments}

@@ -172,10 +172,11 @@ def test_a_source_is_what_all_noise_comes_from(rng: Any, pipe: Pipeline) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rng": "gpu"}, "rng is 'gpu', expected 'cpu', 'cuda', 'numpy'"),
+        ({"rng": "gpu"}, "rng is 'gpu', expected 'cpu' or 'cuda' or 'numpy'"),
         ({"variation_seed": -1}, "variation_seed is -1"),
         ({"variation_seed": 3, "variation_strength": 2}, "variation_strength is 2"),
         ({"variation_strength": 0.5}, "variation_strength is given without variation_seed"),
+        ({"variation_seed": 3}, "variation_seed is given without variation_strength"),
         (
             {"variation_seed": 3, "variation_strength": 0.5, "latents": np.zeros((1, 4, 8, 8), np.float32)},
             "variation_strength and latents are both given",

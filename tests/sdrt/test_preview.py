@@ -45,9 +45,9 @@ def test_previews_are_the_predicted_pictures(demo: Pipeline, tmp_path: Path) -> 
 
 
 def test_the_linear_map_is_near_the_vae(demo: Pipeline, tmp_path: Path) -> None:
-    """Fitted at the fourth step, right at the last: nearer than any picture of one colour."""
+    """Fitted at the fourth step, right before the last: nearer than any picture of one colour."""
     previews = Previews(tmp_path / "p.png", every=1, how="linear")
-    result = demo(PROMPT, num_inference_steps=7, seed=3, callback_on_step_end=previews)
+    result = demo(PROMPT, num_inference_steps=8, seed=3, callback_on_step_end=previews)
     assert previews.written == 7
     final = np.asarray(result.images[0], np.float64)
     with Image.open(previews.path) as picture:
@@ -67,9 +67,19 @@ def test_a_map_that_is_linear_is_found() -> None:
 
 def test_a_batch_is_one_sheet(demo: Pipeline, tmp_path: Path) -> None:
     previews = Previews(tmp_path / "p.png", every=2)
-    demo(PROMPT, num_inference_steps=2, num_images_per_prompt=2, seed=1, callback_on_step_end=previews)
+    demo(PROMPT, num_inference_steps=3, num_images_per_prompt=2, seed=1, callback_on_step_end=previews)
     with Image.open(previews.path) as sheet:
         assert sheet.width > 2 * 128
+
+
+def test_the_last_step_has_no_preview(demo: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a solver that calls the network twice a step, the last call; the VAE decodes once a preview, and once more."""
+    decoder, calls = demo.sessions["vae_decoder"], []
+    run = decoder.run
+    monkeypatch.setattr(decoder, "run", lambda **inputs: calls.append(1) or run(**inputs))
+    previews = Previews(tmp_path / "p.png", every=1)
+    result = demo(PROMPT, num_inference_steps=2, scheduler="Heun", seed=1, callback_on_step_end=previews)
+    assert (len(result.timings.steps), previews.written, len(calls)) == (3, 2, 3)
 
 
 def test_a_preview_that_cannot_be_written_stops_nothing(

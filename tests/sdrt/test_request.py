@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdrt import GenerationRequest, InputError
+from sdrt.errors import quoted
 from sdrt.request import Arguments
 
 
@@ -37,8 +38,48 @@ from sdrt.request import Arguments
         ({"latents": np.zeros((1, 4, 8, 8))}, "latents is float64"),
         ({"latents": np.zeros((2, 4, 8, 8), np.float32)}, "holds 2 pictures"),
         ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "NaN"),
+        ({"sigmas": np.array(3.0)}, "sigmas is array"),
+        ({"sigmas": np.ones((2, 2))}, "sigmas are not all finite numbers"),
+        ({"sigmas": [0]}, r"sigmas is \[0\], which is for no step"),
+        ({"timesteps": [10**400, 1]}, "timesteps are not all finite numbers"),
+        ({"timesteps": "999,1"}, "timesteps is '999,1'"),
+        ({"guidance_interval": (0, 10**400)}, "guidance_interval"),
+        ({"guidance_interval": np.array([[1, 2], [3, 4]])}, "guidance_interval"),
+        ({"rng": np.array(["cpu", "cuda"])}, "rng is array"),
+        ({"output_type": ["pil"]}, "output_type is"),
+        ({"truncate": "no"}, "truncate is 'no'"),
+        ({"num_inference_steps": 10**400}, "num_inference_steps is 1000"),
+        ({"original_size": (1, 10**5000)}, "original_size is a value of type tuple that is too long to show"),
+        *(
+            ({name: bad}, f"{name} is {told}")
+            for name in (
+                "num_inference_steps",
+                "num_images_per_prompt",
+                "clip_skip",
+                "width",
+                "height",
+                "seed",
+                "eta",
+                "strength",
+                "guidance_scale",
+                "guidance_rescale",
+                "guidance_interval",
+                "variation_seed",
+                "variation_strength",
+                "timesteps",
+                "sigmas",
+                "original_size",
+                "crops_coords_top_left",
+                "target_size",
+            )
+            for bad, told in ((10**5000, "a value of type int that is too long to show"), (True, "True"), ("1", "'1'"))
+        ),
+        *(
+            ({name: float("nan")}, f"{name} is nan")
+            for name in ("num_inference_steps", "clip_skip", "width", "seed", "eta", "strength", "guidance_rescale")
+        ),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: quoted(value, 40),
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -82,6 +123,8 @@ def test_guidance_that_is_not_given_is_the_models_own() -> None:
     assert request.with_guidance(3.0) == GenerationRequest("a", seed=1, guidance_scale=3.0)
     given = GenerationRequest("a", guidance_scale=2.0)
     assert given.with_guidance(3.0) is given
+    with pytest.raises(InputError, match="guidance_scale 1 guides nothing"):  # a distilled model's own
+        GenerationRequest("a", guidance_rescale=0.7).with_guidance(1.0)
 
 
 def test_arguments_are_the_requests_fields() -> None:

@@ -366,6 +366,7 @@ def test_linear_multistep_weights_are_the_integrals() -> None:
             {"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver"},
             "algorithm_type: expected",
         ),
+        ({"_class_name": "DPMSolverSinglestepScheduler", "timestep_spacing": np.ones(2)}, "timestep_spacing: expected"),
         ({"_class_name": "DPMSolverSinglestepScheduler", **NOISE, "thresholding": True}, "is not for thresholding"),
         ({"_class_name": "DEISMultistepScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True"),
         ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0=False wants final_sigmas_type"),

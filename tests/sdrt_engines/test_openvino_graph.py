@@ -17,6 +17,8 @@ openvino = pytest.importorskip("openvino")
 opset = pytest.importorskip("openvino.opset13")
 
 CORE = openvino.Core()
+OTHERS = ("bf16", "i8", "f8e4m3")
+"""Types that others store weights in, and that are passed over."""
 RANDOM = np.random.default_rng(0)
 
 
@@ -24,7 +26,10 @@ def weights(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape).astype(np.float32)
 
 
-def stored(values: np.ndarray, half: bool) -> Any:
+def stored(values: np.ndarray, half: bool, kind: str = "") -> Any:
+    """kind: a type of others, by OpenVINO's name for it."""
+    if kind:
+        return opset.convert(opset.constant(values.round(), getattr(openvino.Type, kind)), "f32")
     return opset.convert(opset.constant(values.astype(np.float16)), "f32") if half else opset.constant(values)
 
 
@@ -55,7 +60,8 @@ def upsampling(size: tuple[int, int], target: tuple[int, int], half: bool = Fals
         x, np.array(target), changes.get("mode", "nearest"), "sizes", axes=np.array([2, 3]), **told
     )
     taps = changes.get("taps", 3)
-    kernel = stored(np.random.default_rng(1).standard_normal((5, 3, taps, taps)).astype(np.float32), half)
+    values = np.random.default_rng(1).standard_normal((5, 3, taps, taps)).astype(np.float32)
+    kernel = stored(values, half, changes.get("kind", ""))
     stride, pad = changes.get("stride", 1), changes.get("pad", 1)
     y = opset.convolution(larger, kernel, [stride] * 2, [pad] * 2, [pad] * 2, [1, 1])
     return openvino.Model([y], [x], "upsampling")
@@ -77,7 +83,7 @@ def test_upsampling(size: tuple[int, int], half: bool, monkeypatch: pytest.Monke
     ("target", "changes"),
     [
         ((7, 8), {}), ((12, 12), {}), ((8, 8), {"mode": "linear"}), ((8, 8), {"taps": 1, "pad": 0}), ((8, 8), {"stride": 2}),
-        ((8, 8), {"pad": 0}), ((8, 8), {"told": {"nearest_mode": "ceil"}}),
+        ((8, 8), {"pad": 0}), ((8, 8), {"told": {"nearest_mode": "ceil"}}), *(((8, 8), {"kind": kind}) for kind in OTHERS),
     ],
     ids=str,
 )  # fmt: skip
@@ -132,12 +138,12 @@ def test_attention_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- gated linear units ------------------------------------------------------------------------------------------------
 
 
-def gated(axis: int, transposed: bool, half: bool) -> Any:
-    x = opset.parameter([2, 6, 8], np.float32, name="x")
+def gated(axis: int, transposed: bool, half: bool, kind: str = "", shape: Any = (2, 6, 8)) -> Any:
+    x = opset.parameter(openvino.PartialShape(shape), np.float32, name="x")
     generator = np.random.default_rng(3)
     kernel = generator.standard_normal((20, 8) if transposed else (8, 20)).astype(np.float32)
     bias = generator.standard_normal(20).astype(np.float32)
-    wide = opset.add(opset.matmul(x, stored(kernel, half), False, transposed), stored(bias, half))
+    wide = opset.add(opset.matmul(x, stored(kernel, half, kind), False, transposed), stored(bias, half))
     value, gate = opset.split(wide, axis, 2).outputs()
     return openvino.Model([opset.multiply(value, opset.gelu(gate, "erf"))], [x], "gated")
 
@@ -154,6 +160,29 @@ def test_splits(axis: int, transposed: bool, half: bool) -> None:
 def test_a_split_of_tokens_stays() -> None:
     made = gated(1, True, False)
     assert without_splits(made) == 0
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_split_of_others_weights_stays(kind: str) -> None:
+    assert without_splits(gated(-1, True, False, kind)) == 0
+
+
+def test_a_split_of_unknown_sizes() -> None:
+    """Of an unknown number of dimensions it stays; where only the sizes are unknown, it goes."""
+    assert without_splits(gated(-1, True, False, shape="...")) == 0
+    assert without_splits(gated(-1, True, False, shape="?,?,8")) == 1
+
+
+def test_networks_of_float16_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and what they are multiplied with: others' IR may be all in float16."""
+    monkeypatch.setattr(openvino_graph, "LARGE", 1)
+    x = opset.parameter([2, 3, 4, 4], np.float16, name="x")
+    told = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    larger = opset.interpolate(x, np.array([8, 8]), "nearest", "sizes", axes=np.array([2, 3]), **told)
+    y = opset.convolution(larger, weights(5, 3, 3, 3).astype(np.float16), [1, 1], [1, 1], [1, 1], [1, 1])
+    assert for_tiles(openvino.Model([y], [x], "upsampling")) == (0, 0)
+    wide = opset.add(opset.matmul(x, weights(20, 4).astype(np.float16), False, True), weights(20).astype(np.float16))
+    assert without_splits(openvino.Model(opset.split(wide, -1, 2).outputs(), [x], "gated")) == 0
 
 
 # -- whole networks ----------------------------------------------------------------------------------------------------
