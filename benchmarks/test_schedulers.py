@@ -19,6 +19,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [  # the costliest options
     ("UniPC", {"solver_order": 3}),
     ("EDMEulerScheduler", {}),
     ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("SA-Solver", {"predictor_order": 4, "corrector_order": 4}),
 ]
 
 

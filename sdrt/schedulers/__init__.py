@@ -30,6 +30,7 @@ from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
 from sdrt.schedulers.lcm import LCM
 from sdrt.schedulers.lms import LMS
 from sdrt.schedulers.pndm import PNDM
+from sdrt.schedulers.sa import SASolver
 from sdrt.schedulers.tables import Array, Scheduler, Solver
 from sdrt.schedulers.tcd import TCD
 from sdrt.schedulers.unipc import UniPC
@@ -61,6 +62,7 @@ _SOLVERS: tuple[Solver, ...] = (
     EulerAncestral,
     KDPM2Ancestral,
     LCM,
+    SASolver,
     TCD,
 )
 
@@ -74,7 +76,7 @@ _SDE = {**_2M, "algorithm_type": "sde-dpmsolver++"}
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     # Deterministic.
     "DDIM": ("DDIMScheduler", {}),
-    "DEIS": ("DEISMultistepScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),  # not what SA-Solver's configs say
     "DPM++ 2M": ("DPMSolverMultistepScheduler", _2M),
     "DPM++ 2M Heun": ("DPMSolverMultistepScheduler", {**_2M, "solver_type": "heun"}),
     "DPM++ 3M": ("DPMSolverMultistepScheduler", {**_2M, "solver_order": 3}),
@@ -95,6 +97,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),
     "LCM": ("LCMScheduler", {}),
+    "SA-Solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),  # DPM-Solver's configs have their own
     "TCD": ("TCDScheduler", {}),
 }
 """A1111's sampler names without a schedule's: the class, and the options that the name stands for."""

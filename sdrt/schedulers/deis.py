@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdrt.errors import InputError
 from sdrt.schedulers import levels, multistep, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
@@ -38,14 +37,10 @@ class DEISMultistep(multistep.Preserving):
         o = options.read(self.OPTIONS, config, name)
         multistep.check(o, plan, name)
         options.unsupported(name, rescale_betas_zero_snr=(o.rescale_betas_zero_snr, False))
-        if len(chosen := levels.schedules(o)) > 1:
-            raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
+        levels.check_one(o)
         made = levels.preserving(o, plan, name, flow_shift=o.flow_shift)
         self.timesteps = made.timesteps.astype(np.float32)
-        # With a sigma schedule the last step leads nowhere, as in diffusers: its end is its beginning.
-        diffusers_own = [option for option in levels.schedules(o) if option.startswith("use_")]
-        last = float(made.sigmas[-1]) if diffusers_own else float(made.training[0])
-        self._levels = multistep.Noise32(made.sigmas, last, bool(o.use_flow_sigmas))
+        self._levels = multistep.Noise32(made.sigmas, multistep.last_sigma(o, made), bool(o.use_flow_sigmas))
         self._options = o
         self._history: list[Array] = []  # ε, newest first
 

@@ -5,7 +5,6 @@ And DPM-Solver, which integrates ε in place of x0: arXiv 2206.00927. Orders 1 t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class DPMSolverOptions(multistep.MultistepOptions):
+class DPMSolverOptions(multistep.MultistepOptions, multistep.ClippedOptions):
     """Options of DPMSolverMultistepScheduler; names and defaults are diffusers'."""
 
     algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"] = "dpmsolver++"
@@ -26,16 +25,6 @@ class DPMSolverOptions(multistep.MultistepOptions):
     euler_at_final: bool = False
     use_lu_lambdas: bool | None = False
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    lambda_min_clipped: float = -math.inf
-    variance_type: Literal["learned", "learned_range", "fixed_small", "fixed_large", "fixed_small_log"] | None = None
-
-
-def read(kind: type[options.O], config: Mapping[str, Any], name: str) -> options.O:
-    """A DPM-Solver's options, with -∞ for lambda_min_clipped, the default, as diffusers' own config object holds it."""
-    lowest = config.get("lambda_min_clipped")
-    if type(lowest) is float and lowest == -math.inf:
-        config = {key: value for key, value in config.items() if key != "lambda_min_clipped"}
-    return options.read(kind, config, name)
 
 
 class DPMSolverMultistep(multistep.Preserving):
@@ -50,7 +39,7 @@ class DPMSolverMultistep(multistep.Preserving):
 
     def __init__(self, config: Mapping[str, Any], plan: Plan) -> None:
         name = self.ABOUT.diffusers
-        o = read(self.OPTIONS, config, name)
+        o = multistep.read(self.OPTIONS, config, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
         options.unsupported(name, variance_type=(o.variance_type in ("learned", "learned_range"), False))
@@ -62,8 +51,7 @@ class DPMSolverMultistep(multistep.Preserving):
             raise InputError(f"{name}: algorithm_type {algorithm!r} wants final_sigmas_type 'sigma_min'")
         if not self._of_x0 and o.prediction_type == "flow_prediction":
             raise InputError(f"{name}: algorithm_type {algorithm!r} is not for prediction_type 'flow_prediction'")
-        if len(chosen := levels.schedules(o)) > 1:
-            raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
+        levels.check_one(o)
         made = levels.preserving(
             o, plan, name, lambda_min=o.lambda_min_clipped, flow_shift=o.flow_shift,
             karras_rounded=o.beta_schedule != "squaredcos_cap_v2",
@@ -98,16 +86,7 @@ class DPMSolverMultistep(multistep.Preserving):
 
     def _converted(self, x: Array, pred: Array, i: int) -> tuple[Array, Array]:
         """x0, and what is integrated: x0, or ε."""
-        o, level = self._options, self._levels
-        if self._of_x0:
-            x0 = o.limited(tables.x0_from(pred, x, level.alpha[i], level.s[i], o.prediction_type))
-            return x0, x0
-        epsilon = level.epsilon(pred, x, i, o.prediction_type)
-        x0 = level.x0(epsilon, x, i)
-        if o.thresholding:
-            x0 = o.limited(x0)
-            epsilon = (x - level.alpha[i] * x0) / level.s[i]
-        return x0, epsilon
+        return self._levels.converted(self._options, pred, x, i, of_x0=self._of_x0)
 
     def _order(self, i: int) -> int:
         """How many differences step i has: as many as its history, fewer at the end."""

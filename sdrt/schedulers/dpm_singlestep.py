@@ -6,7 +6,6 @@ k - 1 calls ago; calls are flattened, each gives the latents that the next one s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sdrt.errors import InputError
-from sdrt.schedulers import dpm_multistep, dpm_sde, levels, multistep, options, tables
+from sdrt.schedulers import dpm_sde, levels, multistep, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 
 @dataclass(frozen=True)
-class SinglestepOptions(multistep.MultistepOptions):
+class SinglestepOptions(multistep.MultistepOptions, multistep.ClippedOptions):
     """Options of DPMSolverSinglestepScheduler; names and defaults are diffusers'.
 
     It has one spacing, diffusers' "linspace": another that a model's config names is passed over, as in diffusers.
@@ -29,8 +28,6 @@ class SinglestepOptions(multistep.MultistepOptions):
     solver_type: Literal["midpoint", "heun", "logrho", "bh1", "bh2"] = "midpoint"
     lower_order_final: bool = False
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    lambda_min_clipped: float = -math.inf
-    variance_type: Literal["learned", "learned_range", "fixed_small", "fixed_large", "fixed_small_log"] | None = None
 
 
 class DPMSolverSinglestep(multistep.Preserving):
@@ -48,7 +45,7 @@ class DPMSolverSinglestep(multistep.Preserving):
         spacing = config.get("timestep_spacing", "")
         theirs = isinstance(spacing, str) and spacing not in levels.OURS
         passed = ("timestep_spacing", "steps_offset") if theirs else ()
-        o = dpm_multistep.read(self.OPTIONS, {k: v for k, v in config.items() if k not in passed}, name)
+        o = multistep.read(self.OPTIONS, {k: v for k, v in config.items() if k not in passed}, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it
         options.unsupported(
@@ -63,8 +60,7 @@ class DPMSolverSinglestep(multistep.Preserving):
         if not self._of_x0 and (o.thresholding or o.prediction_type == "flow_prediction"):
             asked = "thresholding" if o.thresholding else "prediction_type 'flow_prediction'"
             raise InputError(f"{name}: algorithm_type {algorithm!r} is not for {asked}")
-        if len(chosen := levels.schedules(o)) > 1:
-            raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
+        levels.check_one(o)
         made = levels.preserving(o, plan, name, lambda_min=o.lambda_min_clipped, flow_shift=o.flow_shift)
         self.timesteps = made.timesteps.astype(np.float32)
         last = float(made.training[0]) if o.final_sigmas_type == "sigma_min" else 0.0
@@ -77,11 +73,7 @@ class DPMSolverSinglestep(multistep.Preserving):
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
         o, level = self._options, self._levels
-        if self._of_x0:
-            x0 = model = o.limited(tables.x0_from(pred, x, level.alpha[i], level.s[i], o.prediction_type))
-        else:
-            model = level.epsilon(pred, x, i, o.prediction_type)
-            x0 = level.x0(model, x, i)
+        x0, model = level.converted(o, pred, x, i, of_x0=self._of_x0)
         self._history = [model, *self._history[: o.solver_order - 1]]
         order = min(self._orders[i], len(self._history))
         if order == 1 or self._from is None:

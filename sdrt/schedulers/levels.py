@@ -51,8 +51,8 @@ class SigmaSchedule(TrainingSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(chosen := schedules(self)) > 1 and chosen != ["use_karras_sigmas", "use_flow_sigmas"]:
-            raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
+        if schedules(self) != ["use_karras_sigmas", "use_flow_sigmas"]:
+            check_one(self)
 
 
 def schedules(o: TrainingSchedule) -> list[str]:
@@ -60,6 +60,12 @@ def schedules(o: TrainingSchedule) -> list[str]:
     flags = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
     chosen = [flag for flag in flags if getattr(o, flag, False)]
     return chosen + ([f"timestep_spacing {o.timestep_spacing!r}"] if o.timestep_spacing in OURS else [])
+
+
+def check_one(o: TrainingSchedule) -> None:
+    """InputError for more than one sigma schedule."""
+    if len(chosen := schedules(o)) > 1:
+        raise InputError(f"only one of {', '.join(chosen)} can be used", "set the others to false")
 
 
 def check_steps(steps: int, options: Options) -> None:

@@ -8,6 +8,7 @@ would be another picture than diffusers'.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,14 +22,27 @@ Scalar = np.float32
 
 
 @dataclass(frozen=True)
-class MultistepOptions(levels.SigmaSchedule, tables.Thresholding):
-    """Options that DPM-Solver, UniPC and DEIS share; names and defaults are diffusers'."""
+class PreservingOptions(levels.SigmaSchedule, tables.Thresholding):
+    """Options that all of these solvers share; names and defaults are diffusers'."""
 
     prediction_type: AnyPrediction = "epsilon"  # type: ignore[assignment] # more than the base's
-    solver_order: int = 2
     lower_order_final: bool = True
     use_flow_sigmas: bool | None = False
     flow_shift: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow_shift is not None and not 1e-3 <= self.flow_shift <= 1e3:
+            raise InputError(f"flow_shift is {self.flow_shift}, expected 0.001 to 1000")
+        if self.prediction_type == "flow_prediction" and not self.use_flow_sigmas:
+            raise InputError("prediction_type 'flow_prediction' wants use_flow_sigmas")
+
+
+@dataclass(frozen=True)
+class MultistepOptions(PreservingOptions):
+    """Options that DPM-Solver, UniPC and DEIS share."""
+
+    solver_order: int = 2
     use_dynamic_shifting: bool = False
     time_shift_type: Literal["exponential"] = "exponential"
 
@@ -36,10 +50,31 @@ class MultistepOptions(levels.SigmaSchedule, tables.Thresholding):
         super().__post_init__()
         if self.solver_order not in (1, 2, 3):
             raise InputError(f"solver_order={self.solver_order} is not supported; supported: 1, 2, 3")
-        if self.flow_shift is not None and not 1e-3 <= self.flow_shift <= 1e3:
-            raise InputError(f"flow_shift is {self.flow_shift}, expected 0.001 to 1000")
-        if self.prediction_type == "flow_prediction" and not self.use_flow_sigmas:
-            raise InputError("prediction_type 'flow_prediction' wants use_flow_sigmas")
+
+
+@dataclass(frozen=True)
+class ClippedOptions(PreservingOptions):
+    """Options that the DPM-Solvers and SA-Solver share."""
+
+    lambda_min_clipped: float = -math.inf
+    variance_type: Literal["learned", "learned_range", "fixed_small", "fixed_large", "fixed_small_log"] | None = None
+
+
+def read(kind: type[options.O], config: Mapping[str, Any], name: str) -> options.O:
+    """Options with -∞ for lambda_min_clipped, the default, as diffusers' own config object holds it."""
+    lowest = config.get("lambda_min_clipped")
+    if type(lowest) is float and lowest == -math.inf:
+        config = {key: value for key, value in config.items() if key != "lambda_min_clipped"}
+    return options.read(kind, config, name)
+
+
+def last_sigma(o: PreservingOptions, made: levels.Levels) -> float:
+    """Where the last step ends, for classes that end above 0.
+
+    With diffusers' own sigma schedules it leads nowhere, as there: its end is its beginning.
+    """
+    nowhere = any(option.startswith("use_") for option in levels.schedules(o))
+    return float(made.sigmas[-1]) if nowhere else min(float(made.training[0]), float(made.sigmas[-1]))
 
 
 def check(o: MultistepOptions, plan: Plan, name: str) -> None:
@@ -77,6 +112,18 @@ class Noise32:
         """x0 of level i, given ε."""
         x0: Array = (x - self.s[i] * epsilon) / self.alpha[i]
         return x0
+
+    def converted(self, o: PreservingOptions, pred: Array, x: Array, i: int, *, of_x0: bool) -> tuple[Array, Array]:
+        """x0, and what is integrated: x0, or ε; from the network's output at level i."""
+        if of_x0:
+            x0 = o.limited(tables.x0_from(pred, x, self.alpha[i], self.s[i], o.prediction_type))
+            return x0, x0
+        epsilon = self.epsilon(pred, x, i, o.prediction_type)
+        x0 = self.x0(epsilon, x, i)
+        if o.thresholding:
+            x0 = o.limited(x0)
+            epsilon = (x - self.alpha[i] * x0) / self.s[i]
+        return x0, epsilon
 
 
 class Preserving:

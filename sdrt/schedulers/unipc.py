@@ -89,12 +89,8 @@ class UniPC(multistep.Preserving):
         return timesteps, sigmas, float(sigmas[-1]) if scheduled else float(made.training[0])
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
-        o, level = self._options, self._levels
-        if o.predict_x0:
-            x0 = model = o.limited(tables.x0_from(pred, x, level.alpha[i], level.s[i], o.prediction_type))
-        else:
-            model = level.epsilon(pred, x, i, o.prediction_type)
-            x0 = level.x0(model, x, i)
+        o = self._options
+        x0, model = self._levels.converted(o, pred, x, i, of_x0=o.predict_x0)
         if self._last is not None and i - 1 not in o.disable_corrector:
             x = self._corrected(self._last, model, i)
         self._history = [model, *self._history[: o.solver_order - 1]]

@@ -81,7 +81,7 @@ def test_pictures_equal_diffusers(
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", ["DEIS", "DPM++ 2S", "DPM2", "Heun", "Heun Karras", "LMS", "UniPC"])
+@pytest.mark.parametrize("name", ["DEIS", "DPM++ 2S", "DPM2", "Heun", "Heun Karras", "LMS", "SA-Solver", "UniPC"])
 def test_samplers_equal_diffusers(pipe: Pipeline, theirs: Any, name: str, strength: float) -> None:
     """Solvers of two calls a step begin at a step, and multistep ones without a history."""
     class_name, options = schedulers.A1111[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 
 from benchmarks.demo import ship
@@ -19,6 +21,7 @@ from sdrt.brownian import BrownianTree
 from sdrt.errors import InputError
 from sdrt.metrics import psnr
 from sdrt.noise import TorchGenerator
+from sdrt.schedulers import sa
 
 # numpy's, about what diffusers does with torch's tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -36,6 +39,7 @@ SDE, SDE_NOISE = (
     {"algorithm_type": "sde-dpmsolver++"},
     {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
 )
+ADAMS_NOISE = {"algorithm_type": "noise_prediction"}
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{"eta": 0.5}, {"eta": 1.0}, {"eta": 1.0, "set_alpha_to_one": True, **CLIPPED}, {"eta": 0.3, **ZERO_SNR}],
@@ -62,6 +66,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True, "shift": 3.0}],
     "KDPM2AncestralDiscreteScheduler": SIGMAS,
     "LCMScheduler": [{}, CLIPPED, THRESHOLD, {**ZERO_SNR, "prediction_type": "v_prediction"}, {"original_inference_steps": 100, "timestep_scaling": 3.0}],
+    "SASolverScheduler": [
+        *SIGMAS, FLOW, {"use_flow_sigmas": True}, THRESHOLD, *({"predictor_order": order, "corrector_order": order} for order in (1, 3, 4)),
+        {"predictor_order": 1, "corrector_order": 2}, {"predictor_order": 1, "corrector_order": 4}, {"predictor_order": 3, "corrector_order": 1},
+        {"lower_order_final": False}, {"lower_order_final": False, "predictor_order": 3, **KARRAS}, {**BETA, "predictor_order": 3, "corrector_order": 3},
+        {"lambda_min_clipped": -2.0}, {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}, ADAMS_NOISE, {**ADAMS_NOISE, **KARRAS},
+        {**ADAMS_NOISE, "predictor_order": 3, "corrector_order": 3}, {**ADAMS_NOISE, "predictor_order": 4, "corrector_order": 4},
+    ],
     "TCDScheduler": [{}, {"eta": 0.0}, {"eta": 1.0}, {"eta": 0.7, "original_inference_steps": 100}, {**ZERO_SNR, "prediction_type": "v_prediction"}],
 }  # fmt: skip
 """Config; "eta" is the caller's."""
@@ -169,6 +180,8 @@ def walk(
         for shown in ("pred_original_sample", "denoised"):
             if hasattr(said, shown):
                 assert relative(getattr(said, shown).numpy(), x0) <= 2e-6, f"x0 of step {i}"
+        if getattr(theirs, "predict_x0", False):  # SA-Solver shows none, but keeps it
+            assert relative(theirs.model_outputs[-1].numpy(), x0) <= 2e-6, f"x0 of step {i}"
         synchronised = said.prev_sample
         assert got.dtype == x0.dtype == np.float32
         assert of_ours.drawn == of_alone.drawn == drawn.drawn, f"noise of step {i}"
@@ -204,6 +217,57 @@ def test_steps_equal_diffusers_as_shipped(name: str, spacing: str, monkeypatch: 
         step, end = walk(monkeypatch, config, steps)
         assert step <= bars[0]
         assert end <= bars[1]
+
+
+@pytest.mark.parametrize("more", [{}, ADAMS_NOISE, KARRAS], ids=str)
+@pytest.mark.parametrize(("order", "bar"), [(2, 1.5e-6), (3, 2e-5), (4, 1e-3)])
+def test_orders_of_sa_solver_as_shipped(
+    order: int, bar: float, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are polynomials multiplied out: the last bit of a logarithm is more, the higher the order."""
+    options = {**more, "predictor_order": order, "corrector_order": order}
+    for spacing in ("leading", "linspace", "trailing"):
+        for steps in (5, 20, 50):
+            step, end = walk(monkeypatch, configured("SASolverScheduler", options, spacing, "epsilon"), steps)
+            assert step <= bar
+            assert end <= max(1e-5, bar)
+
+
+@pytest.mark.usefixtures("rounded")
+def test_where_sa_solver_draws_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From timestep 200 to 800, both included; its noise counts in two steps, the corrector's being the same."""
+    config = {**configured("SASolverScheduler", {"steps_offset": 0}, "leading", "epsilon")}
+    assert schedulers.make(config, 4).timesteps.tolist() == [800, 600, 400, 200]
+    step, end = walk(monkeypatch, config, 4)
+    assert max(step, end) <= 1e-6
+    config["timestep_spacing"] = "trailing"
+    made, x = schedulers.make(config, 5), np.zeros((1, 4, 8, 8), np.float32)
+    noisy = []
+    for i in range(5):
+        moved, _ = made.step(x, x, i, lambda: np.ones_like(x))
+        noisy.append(float(np.abs(moved).max()) > 0)
+    assert made.timesteps.tolist() == [999, 799, 599, 399, 199]
+    assert noisy == [False, True, True, True, True]  # what the last step corrects had noise
+
+
+def test_weights_of_sa_solver_are_the_integrals() -> None:
+    """Of e^(rate·λ) times the polynomial that is 1 at one node and 0 at the others: the same by quadrature."""
+    lam = np.array([-2.7, -1.9, -1.2, -0.4, 0.5, 1.6, 3.1], np.float32)
+    for rate in (1, 2, -1):
+        for i, order in itertools.product(range(3, 6), (1, 2, 3, 4)):
+            for newest in (i, i + 1):
+                nodes = [lam[newest - k] for k in range(order)]
+                found = sa.weights(nodes, lam[i], lam[i + 1], np.float32(rate))
+                for own, weight in zip(nodes, found, strict=True):
+                    others = [float(node) for node in nodes if node != own]
+                    wanted, _ = scipy.integrate.quad(
+                        lambda t, own=own, others=others, rate=rate: (
+                            math.exp(rate * t) * np.prod([(t - c) / (float(own) - c) for c in others])
+                        ),
+                        lam[i],
+                        lam[i + 1],
+                    )
+                    assert weight == pytest.approx(wanted, rel=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +376,17 @@ def test_dpmpp_2s_ancestral(spacing: str, options: dict[str, Any], steps: int, e
         ({"_class_name": "LCMScheduler", "original_inference_steps": 1001}, {}, "original_inference_steps is 1001"),
         ({"_class_name": "LCMScheduler", "timestep_scaling": 0.0}, {}, "timestep_scaling is 0"),
         ({"_class_name": "LCMScheduler", **ZERO_SNR}, {}, "nothing but noise"),
+        ({"_class_name": "SASolverScheduler", "tau_func": 1}, {}, "tau_func: expected null"),
+        ({"_class_name": "SASolverScheduler", "predictor_order": 5}, {}, "predictor_order=5 is not supported"),
+        ({"_class_name": "SASolverScheduler", "corrector_order": 0}, {}, "corrector_order=0 is not supported"),
+        ({"_class_name": "SASolverScheduler", "variance_type": "learned"}, {}, "variance_type='learned' is not"),
+        ({"_class_name": "SASolverScheduler", "flow_shift": 0}, {}, "flow_shift is 0"),
+        ({"_class_name": "SASolverScheduler", **KARRAS, "use_flow_sigmas": True}, {}, "only one of"),
+        ({"_class_name": "SASolverScheduler", **ADAMS_NOISE, "thresholding": True}, {}, "is not for thresholding"),
+        ({"_class_name": "SASolverScheduler", **ADAMS_NOISE, **FLOW}, {}, "is not for prediction_type 'flow_prediction'"),
+        ({"_class_name": "SASolverScheduler", **ZERO_SNR}, {}, "rescale_betas_zero_snr=True is not"),
+        ({"_class_name": "SASolverScheduler"}, {"eta": 0.5}, "SASolverScheduler takes no eta"),
+        ({"_class_name": "SASolverScheduler", "predictor_order": 4, **KARRAS, "steps": 900}, {}, "too near each other for order 4"),
         ({"_class_name": "TCDScheduler", "thresholding": True}, {}, "thresholding=True is not supported"),
         ({"_class_name": "TCDScheduler", "clip_sample": True}, {}, "clip_sample=True is not supported"),
         ({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "sample"}, {}, "prediction_type: expected"),
@@ -328,7 +403,8 @@ def test_dpmpp_2s_ancestral(spacing: str, options: dict[str, Any], steps: int, e
     ids=str,
 )  # fmt: skip
 def test_what_is_not_supported_is_said(config: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
-    steps = None if "sigmas" in arguments else 10
+    steps = None if "sigmas" in arguments else config.get("steps", 10)
+    config = {key: value for key, value in config.items() if key != "steps"}
     with pytest.raises(InputError, match=message):
         schedulers.make(schedulers.resolve(config, {}), steps, **arguments)
 
@@ -347,7 +423,7 @@ def test_a_models_own_sigma_schedule_is_passed_over_where_diffusers_passes_it_ov
 
 def test_names() -> None:
     for name in ("Euler a", "DPM2 a Karras", "DPM++ 2S a Karras", "DPM++ SDE Karras", "DPM++ 2M SDE", "DPM++ 2M SDE Heun Exponential",
-                 "DPM++ 3M SDE Karras", "DDPM", "LCM", "TCD"):  # fmt: skip
+                 "DPM++ 3M SDE Karras", "DDPM", "LCM", "SA-Solver Karras", "TCD"):  # fmt: skip
         assert schedulers.label(schedulers.resolve(name, SD1)) == name
 
 
@@ -361,7 +437,8 @@ PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "DDIM": (20, {"eta": 0.7}), "DDPM": (20, {}), "DPM2 a": (8, {}), "DPM2 a Karras": (20, {}), "DPM++ 2M SDE": (20, {}),
     "DPM++ 2M SDE Karras": (8, {}), "DPM++ 2M SDE Heun": (8, {}), "DPM++ 3M SDE": (20, {}), "DPM++ 3M SDE Exponential": (8, {}),
     "DPM++ 2S a": (8, {}), "DPM++ 2S a Karras": (20, {"eta": 0.5}), "DPM++ SDE": (8, {}), "DPM++ SDE Karras": (20, {}),
-    "EDMEulerScheduler": (8, {}), "EDMDPMSolverMultistepScheduler": (20, {}), "Euler a": (20, {}), "LCM": (8, {}), "TCD": (8, {"eta": 0.3}),
+    "EDMEulerScheduler": (8, {}), "EDMDPMSolverMultistepScheduler": (20, {}), "Euler a": (20, {}), "LCM": (8, {}), "SA-Solver": (20, {}),
+    "SA-Solver Karras": (8, {}), "TCD": (8, {"eta": 0.3}),
 }  # fmt: skip
 """Name: steps, and arguments of the generation. The demo model is none that LCM, TCD and EDM are for: the pictures are
 not good, but the same."""

@@ -101,7 +101,7 @@ def test_what_latents_are_made_by(bundle: Path, recorded: dict[str, Samples]) ->
     [
         ({"interpolation_type": "nonsense"}, ["PLMS", "DPM++ 2M Karras"]),
         ({"final_sigmas_type": "nonsense"}, ["PLMS"]),
-        ({"_class_name": "SASolverScheduler"}, ["Euler", "DPM++ 2M Karras"]),
+        ({"_class_name": "VQDiffusionScheduler"}, ["Euler", "DPM++ 2M Karras"]),
         ({"_class_name": "EulerDiscreteScheduler"}, ["Euler", "DPM++ 2M Karras"]),
     ],
 )
@@ -114,7 +114,7 @@ def test_schedulers_that_cannot_be_made(bundle: Path, changed: dict[str, Any], l
         assert [label(config) for config, _ in runs] == (labels * 4)[:4]
         assert {(label(config), steps) for config, steps in runs} == {(a, b) for a in labels for b in (4, 5)}
         pipe.scheduler_config["prediction_type"] = "nonsense"
-        with pytest.raises(InputError, match=r"prediction_type|no scheduler 'SASolver"):
+        with pytest.raises(InputError, match=r"prediction_type|no scheduler 'VQDiffusion"):
             recorder._runs(pipe, 4)
 
 

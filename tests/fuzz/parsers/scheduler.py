@@ -52,6 +52,10 @@ FULL = {
     "EulerAncestralDiscreteScheduler": {},
     "KDPM2AncestralDiscreteScheduler": {"use_exponential_sigmas": True},
     "LCMScheduler": {"original_inference_steps": 100, "timestep_scaling": 10.0, "clip_sample": True, "clip_sample_range": 2.0},
+    "SASolverScheduler": {
+        "predictor_order": 3, "corrector_order": 4, "tau_func": None, "algorithm_type": "data_prediction", "lower_order_final": False,
+        "use_karras_sigmas": True, "lambda_min_clipped": -5.0, "variance_type": None, "flow_shift": 3.0,
+    },
     "TCDScheduler": {"original_inference_steps": 50},
 }  # fmt: skip
 """Those that have betas."""
