@@ -134,6 +134,9 @@ class Engine(Protocol):
     CACHES: bool
     """Whether ``open`` makes use of ``OpenOptions.cache``."""
 
+    CHECKS_ON: str | None
+    """The device that what was built is checked on when none is named, here; None for the default."""
+
     PLAIN: Mapping[str, str]
     """Build options with which a float32 graph's operators stay what they are, so that their rates can be measured."""
 

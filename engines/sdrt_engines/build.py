@@ -169,7 +169,8 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
         component = replace(component, reference=bundles.record(staging, path))
     built = Bundle(staging, replace(origin.manifest, components={name: component}, text_encoders=()))
     try:
-        session = open_session(built, name, options=OpenOptions())
+        checks_on = find_engine(component.artifact.engine).CHECKS_ON
+        session = open_session(built, name, device=checks_on, options=OpenOptions())
         try:
             figures = list(measure(built, name, session))
         finally:

@@ -21,6 +21,7 @@ OPENS = ("*",)
 INSTALL = "nothing to install"
 PRECISIONS = get_args(Precision)
 CACHES = False
+CHECKS_ON = None
 PLAIN: Mapping[str, str] = {}
 
 

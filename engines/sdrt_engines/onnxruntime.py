@@ -40,6 +40,7 @@ OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
 CACHES = False
+CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}
 
 

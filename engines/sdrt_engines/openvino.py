@@ -40,6 +40,7 @@ OPENS = ("openvino",)
 INSTALL = "pip install 'sdrt[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "w8")
 CACHES = True
+CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}
 
 MODEL = "openvino_model.xml"

@@ -6,6 +6,7 @@ inside, and by what the weights hold; see ``_reasons``. Inputs and outputs of th
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -39,6 +40,8 @@ _INSIDE = {
     "Sin": "angles", "Cos": "angles", "Tan": "angles",
 }  # fmt: skip
 
+_NORMS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
+
 _SOURCES = {"Cast", "Range", "ConstantOfShape", "Constant", "EyeLike", "RandomNormal", "RandomUniform"}
 """Float32 comes out of them because an attribute or integers say so. (Integers are exact to 2048 only in float16.)"""
 
@@ -53,19 +56,21 @@ _MOVERS = {
 
 
 def to_half(
-    model: Any, weights: Weights, ranges: Ranges, *, upcast_attention: bool = False, islands: bool = True
-) -> dict[str, Any]:
+    model: Any, weights: Weights, ranges: Ranges, *, upcast_attention: bool = False, islands: bool = True,
+    largest_normed: float = math.inf,
+) -> dict[str, Any]:  # fmt: skip
     """Convert a float32 ModelProto in place; returns the facts: what stayed in float32 and why.
 
     upcast_attention: all attention in float32, as a network's config asks for. islands: False converts everything that
-    has a float16 form; it is there to show what the islands are for.
+    has a float16 form; it is there to show what the islands are for. largest_normed: norms that saw a larger magnitude
+    stay in float32, for engines that may not keep a float32 ``stash_type``.
     """
     types = element_types(model)
     _check_types(model, types)
     halves = _Typing(model, types)
     reasons: dict[int, str] = {}
     if islands:
-        reasons = _reasons(model, halves, weights, ranges, upcast_attention)
+        reasons = _reasons(model, halves, weights, ranges, upcast_attention, largest_normed)
         _join_islands(model, halves, reasons)
         _float_softmax(model, reasons)
     facts = _facts(model, reasons, ranges)
@@ -145,14 +150,14 @@ class _Typing:
 
 
 def _reasons(
-    model: Any, halves: _Typing, weights: Weights, ranges: Ranges, upcast_attention: bool
-) -> dict[int, str]:  # fmt: skip
+    model: Any, halves: _Typing, weights: Weights, ranges: Ranges, upcast_attention: bool, largest_normed: float
+) -> dict[int, str]:
     """Nodes that stay in float32, by index, with the reason:
 
     operator: it has no float16 form. config: the checkpoint's config asks for it. range: an input or output is, times
-    the margin, beyond 65,504. logits: Q·Kᵀ is, inside an attention. sums, angles: what is inside overflows, or loses
-    its meaning, before inputs and outputs do (``_INSIDE``). weight: a weight is beyond 65,504, or all of it is denormal
-    in float16 (an epsilon).
+    the margin, beyond 65,504. squares: what a norm squares is. logits: Q·Kᵀ is, inside an attention. sums, angles: what
+    is inside overflows, or loses its meaning, before inputs and outputs do (``_INSIDE``). weight: a weight is beyond
+    65,504, or all of it is denormal in float16 (an epsilon).
     """
     too_large = {name for name, largest in ranges.largest.items() if largest * MARGIN > LARGEST}
     bad_weights = {name for name in weights.names() if halves.is_float(name) and _is_lost(weights[name])}
@@ -176,6 +181,8 @@ def _reasons(
             reasons[i] = "config"
         elif too_large & {*inputs, *node.output}:
             reasons[i] = "range"
+        elif node.op_type in _NORMS and ranges.largest.get(node.input[0], 0.0) > largest_normed:
+            reasons[i] = "squares"
         elif inside:
             reasons[i] = "logits"
         elif node.op_type in _INSIDE:
@@ -297,7 +304,7 @@ def _facts(model: Any, reasons: Mapping[int, str], ranges: Ranges) -> dict[str, 
     largest: dict[tuple[str, str], float] = {}
     for i, why in reasons.items():
         seen = ranges.logits if why == "logits" else ranges.largest
-        if why in ("range", "logits"):
+        if why in ("range", "squares", "logits"):
             names = nodes[i].output if why == "logits" else (*nodes[i].input, *nodes[i].output)
             key = (nodes[i].op_type, why)
             largest[key] = max(largest.get(key, 0.0), *(seen.get(name, 0.0) for name in names))

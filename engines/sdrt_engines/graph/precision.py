@@ -21,11 +21,11 @@ PRECISIONS = ("fp16", "int8", "w8")
 
 def reduce(
     model: Any, weights: Weights, folder: Path, source: Bundle, component: Component, options: BuildOptions, *,
-    weight_bits: int = 8,
+    weight_bits: int = 8, largest_normed: float = math.inf,
 ) -> dict[str, Any]:  # fmt: skip
     """Rewrite a ModelProto, whose external data lie in ``folder``, for ``options.precision``; returns the facts.
 
-    weight_bits: as in ``quantize.to_int8``, for int8.
+    weight_bits: as in ``quantize.to_int8``, for int8. largest_normed: as in ``half.to_half``, for fp16.
 
     The graph's inputs and outputs keep their names, types and shapes. Only ONNX's own operators come in.
     """
@@ -33,7 +33,8 @@ def reduce(
     if options.precision == "fp16":
         samples = options.samples()
         seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.9))
-        facts = to_half(model, weights, seen, upcast_attention=_upcasts_attention(source, component))
+        upcast = _upcasts_attention(source, component)
+        facts = to_half(model, weights, seen, upcast_attention=upcast, largest_normed=largest_normed)
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "int8":
         samples = options.samples()
