@@ -265,17 +265,25 @@ def layer_normalization(t: Translation, node: Any, inputs: list[Value], attribut
 @operator("Resize")
 def resize(t: Translation, node: Any, inputs: list[Value], attributes: Attributes) -> Value:
     x, _, scales, sizes = [*inputs, None, None, None][:4]
-    given = [float(s) for s in scales.reshape(-1)] if scales is not None and scales.size else None
-    factors = given or [to / size for to, size in zip(numbers(sizes), x.shape, strict=True)]
-    rounded = [round(factor) for factor in factors]
     told = ("mode", "coordinate_transformation_mode", "nearest_mode")
-    modes = [attributes.get(name) for name in told]
-    if modes != ["nearest", "asymmetric", "floor"] or rounded != factors or rounded[:2] != [1, 1]:
-        raise BuildError(f"only whole pixels can be repeated; asked for {factors}, {', '.join(map(str, modes))}")
-    height, width = rounded[2:]
-    return builder().upsample_nearest_neighbor(
-        x=x, scale_factor_height=height, scale_factor_width=width, name=t.name(node.output[0])
-    )
+    if (modes := [attributes.get(name) for name in told]) != ["nearest", "asymmetric", "floor"]:
+        raise BuildError(f"only the nearest pixel to the left can be repeated; asked for {', '.join(map(str, modes))}")
+    if sizes is not None and sizes.size:
+        to = numbers(sizes)
+    else:
+        to = [int(size * factor) for size, factor in zip(x.shape, scales.reshape(-1), strict=True)]
+    name, factors = t.name(node.output[0]), [size // have for size, have in zip(to, x.shape, strict=True)]
+    if factors[:2] == [1, 1] and all(have * f == size for size, have, f in zip(to, x.shape, factors, strict=True)):
+        return builder().upsample_nearest_neighbor(
+            x=x, scale_factor_height=factors[2], scale_factor_width=factors[3], name=name
+        )
+    changed = [axis for axis in range(x.rank) if to[axis] != x.shape[axis]]
+    for axis in changed:  # a part of a pixel: sizes that are no multiple of 64
+        seen = (np.arange(to[axis]) * x.shape[axis] // to[axis]).astype(np.int32)
+        x = builder().gather(
+            x=x, indices=seen, axis=axis, name=name if axis == changed[-1] else t.name(f"{name}_{axis}")
+        )
+    return x
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------

@@ -142,7 +142,13 @@ def _feature(told: Any) -> Feature:
 def _function(proto: Any, values: _Values) -> Function:
     block = proto.block_specializations[proto.opset]
     inputs = tuple(_tensor(told) for told in proto.inputs)
-    return Function(inputs, tuple(block.outputs), tuple(_operations(block, values)))
+    operations = tuple(_operations(block, values))
+    known: set[str] = set()
+    for name in (told.name for told in (*inputs, *(made for op in operations for made in op.outputs))):
+        if name in known:
+            raise BundleError(f"the name {name} is given twice")
+        known.add(name)
+    return Function(inputs, tuple(block.outputs), operations)
 
 
 def _operations(block: Any, values: _Values) -> Iterator[Operation]:

@@ -120,6 +120,8 @@ class Translation:
             return self.renamed[tensor]
         plain = re.sub(r"[^A-Za-z0-9_]", "_", tensor) or "_"
         plain = f"_{plain}" if plain[0].isdigit() else plain
+        if re.search(r"_[0-9]+$", plain):
+            plain += "_"  # coremltools' own names end in a number, and it does not look whether they are taken
         self._taken[plain] += 1
         return plain if self._taken[plain] == 1 else f"{plain}__{self._taken[plain]}"
 
@@ -195,6 +197,9 @@ def function(
     inputs = {name: Builder.placeholder(shape, getattr(types, dtype)) for name, (shape, dtype) in placeholders.items()}
     with Function(inputs, opset_version=target) as made:
         outputs = body(made.inputs)
+        names = Counter(var.name for op in made.operations for var in op.outputs)
+        if twice := [name for name, count in names.items() if count > 1 or name in inputs]:
+            raise BuildError(f"the name {twice[0]} is given twice", "please report it with the output of sdrt doctor")
         made.set_outputs(
             [value if value.name == name else Builder.identity(x=value, name=name) for name, value in outputs.items()]
         )
