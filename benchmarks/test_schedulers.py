@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdrt import schedulers
+from sdrt.brownian import Increments
 
 NAMES = list(schedulers.NAMES)
 MORE: list[tuple[str, dict[str, Any]]] = [  # the costliest options
@@ -23,6 +24,19 @@ MORE: list[tuple[str, dict[str, Any]]] = [  # the costliest options
 ]
 
 
+class Same:
+    """Noise that costs nothing: what drawing costs is benchmarks/test_noise.py's."""
+
+    def __init__(self, noise: np.ndarray) -> None:
+        self._noise = noise
+
+    def __call__(self) -> np.ndarray:
+        return self._noise.copy()
+
+    def brownian(self, low: float, high: float) -> Increments:
+        return lambda start, end: self()
+
+
 @pytest.fixture
 def config(bundle: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     base = schedulers.read_config(bundle / "scheduler" / "scheduler_config.json")
@@ -33,10 +47,10 @@ def config(bundle: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.mark.parametrize("config", [*NAMES, *MORE], indirect=True, ids=str)
 def test_step(benchmark: Any, config: dict[str, Any]) -> None:
     x, pred = np.random.default_rng(0).standard_normal((2, 1, 4, 64, 64), dtype=np.float32)
-    scheduler = schedulers.make(config, 20)
+    scheduler, noise = schedulers.make(config, 20), Same(x)
     for i in range(10):  # until a multistep solver has its history, and a solver of two calls begins a step
-        scheduler.step(x, pred, i, x.copy)
-    benchmark(scheduler.step, x, pred, 10, x.copy)
+        scheduler.step(x, pred, i, noise)
+    benchmark(scheduler.step, x, pred, 10, noise)
 
 
 @pytest.mark.parametrize("config", [*NAMES, "DPM++ 2M Karras", "Euler Beta", "Euler AYS"], indirect=True)

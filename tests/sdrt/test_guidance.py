@@ -78,7 +78,7 @@ def test_half_of_the_steps_are_guided(pipe: Pipeline, monkeypatch: pytest.Monkey
 def test_noise_levels_are_those_of_the_latents(name: str, pipe: Pipeline) -> None:
     """As much noise as ``add_noise`` adds at each call, over what it leaves of the picture; of flows the former.
 
-    SA-Solver's adds that of the whole timestep, as diffusers' does, not quite a sigma schedule's.
+    SA-Solver's adds that of the whole timestep, as diffusers' does, up to 6 % off a sigma schedule's.
     """
     flow = name.startswith("Flow")
     base = {} if flow or name.startswith("EDM") else pipe.scheduler_config
@@ -86,7 +86,7 @@ def test_noise_levels_are_those_of_the_latents(name: str, pipe: Pipeline) -> Non
     one, none = np.float32(1), np.float32(0)
     mixed = [(made.add_noise(none, one, i), made.add_noise(one, none, i)) for i in range(len(made.timesteps))]
     assert made.sigmas.dtype == np.float32
-    rounded = 2e-2 if name.startswith("SA-Solver ") else 1e-5
+    rounded = 6e-2 if name.startswith("SA-Solver ") else 1e-5
     np.testing.assert_allclose(made.sigmas, [s if flow else s / alpha for s, alpha in mixed], rtol=rounded)
     assert (np.diff(made.sigmas) < 1e-6).all() or name == "PNDMScheduler"  # Runge-Kutta steps look ahead
 

@@ -13,7 +13,6 @@ from sdrt import DeviceError, EngineUnavailable, InputError, bundle
 from sdrt.engine import NUMPY_DTYPES, BuildOptions, OpenOptions, Session, engine_names, find_engine, open_session
 from sdrt.verify import admitted, measure, passed, reference_cases
 
-
 OF_FIXED_SIZES = {
     "coreml": BuildOptions(shapes=((72, 64), (64, 64), (72, 136), (136, 72)), target="ios18"),
 }

@@ -15,6 +15,7 @@ import numpy as np
 
 from sdrt import schedulers
 from sdrt.errors import InputError
+from sdrt.noise import StepNoise, TorchGenerator
 from tests.fuzz import mutate as mutators
 
 BASE = {
@@ -190,11 +191,7 @@ def feed(data: bytes, folder: Path) -> None:
     assert scheduler.timesteps.dtype == np.float32
     assert np.isfinite(scheduler.timesteps).all()
     assert np.isfinite(scheduler.init_sigma)
-    rng = np.random.default_rng(0)
-
-    def draw() -> Any:
-        return rng.standard_normal((1, 4, 2, 2), np.float32)
-
+    draw = StepNoise([TorchGenerator(0)], [0], (4, 2, 2), "cpu")
     _walk(scheduler, 0, draw() * np.float32(scheduler.init_sigma), draw)
     scheduler = schedulers.make(config, steps)
     middle = calls // 2 // scheduler.order * scheduler.order  # as image to image does
