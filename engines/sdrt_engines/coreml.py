@@ -31,7 +31,7 @@ from sdrt_engines.coreml_contract import Port
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.storage import float32_graph
-from sdrt_engines.mil import package
+from sdrt_engines.mil import package, split_einsum
 from sdrt_engines.mil.evaluate import evaluate
 from sdrt_engines.mil.palettize import Palette
 from sdrt_engines.mil.translate import Style, Translation, function
@@ -62,11 +62,11 @@ SQUARED = 255.0
 class CoreMLBuildOptions:
     """``-O name=value`` when building.
 
-    attention: "original" writes products and softmax, which every target has; "fused" Core ML's own operator, from
-    ios18 on.
+    attention: "original" writes products and softmax of all heads; "split_einsum" the denoiser's channels first and
+    head by head, as the neural engine likes it; "fused" is Core ML's own operator, from ios18 on.
     """
 
-    attention: Literal["original", "fused"] = "original"
+    attention: Literal["original", "split_einsum", "fused"] = "original"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         if options.precision in ("w8", "w6", "w4"):
             bits = int(options.precision[1:])
             palette = Palette(bits, 16 if bits == 4 and target == "ios18" else 0)
-        style = Style(own.attention, palette)
+        split = own.attention == "split_einsum" and name != source.manifest.denoiser.component
+        style = Style("original" if split else own.attention, palette)
         program = _program(library, graph, weights, component, profiles, batch, (inputs, outputs), style, target)
         del weights
         options.report("write", 0.9)
@@ -210,11 +211,11 @@ def _program(
         plain = {spec.name: spec.at(sizes) for spec in component.inputs}
 
         def body(given: Mapping[str, Any], plain: Mapping[str, tuple[int, ...]] = plain) -> dict[str, Any]:
-            values = {port.tensor: _unpacked(port, given[port.name], plain[port.tensor]) for port in inputs}
+            values = {port.tensor: _unpacked(port, given[port.name], plain[port.tensor], style) for port in inputs}
             renamed = {port.tensor: port.name for port in outputs}
             translation = Translation(graph.graph, weights, opset, style, values, renamed)
             translation.run()
-            return {port.name: translation[port.tensor] for port in outputs}
+            return {port.name: split_einsum.plain(translation[port.tensor]) for port in outputs}
 
         with _quiet():
             made = function(
@@ -228,17 +229,20 @@ def _program(
     return program
 
 
-def _unpacked(port: Port, given: Any, plain: Sequence[int]) -> Any:
+def _unpacked(port: Port, given: Any, plain: Sequence[int], style: Style) -> Any:
     """The graph's tensor, made of the package's."""
     from coremltools.converters.mil import Builder as builder  # noqa: N813
 
     if port.layout == "floats":
         return builder.cast(x=given, dtype="int32")
-    if port.layout == "channels_first":
-        given = builder.transpose(x=builder.squeeze(x=given, axes=[2]), perm=[0, 2, 1])
-    elif port.layout == "batched":
+    if port.layout == "batched":
         given = builder.slice_by_index(x=given, begin=[0], end=[plain[0]])
-    return builder.cast(x=given, dtype="fp32") if port.dtype == "f16" else given
+    if port.dtype == "f16":
+        given = builder.cast(x=given, dtype="fp32")
+    if port.layout == "channels_first":
+        held = split_einsum.Held(given, "tokens")
+        return held if style.attention == "split_einsum" else held.plain()
+    return given
 
 
 def _save(library: Any, program: Any, folder: Path, target: str) -> None:

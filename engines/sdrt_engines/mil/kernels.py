@@ -198,8 +198,12 @@ def matmul(p: Parameters) -> Array:
 
 @kernel("einsum")
 def einsum(p: Parameters) -> Array:
-    """The two forms that Core ML has: batched products of [B,C,H,W] with heads in the second or the last place."""
-    return np.einsum(p["equation"], *p["values"], optimize=True)
+    """nchw,nwhu->nchu, whatever its letters, is a product of matrices for each n and h."""
+    x, y = p["values"]
+    left, right, made = p["equation"].replace(" ", "").replace("->", ",").split(",")
+    if (len(x.shape), left[0] + left[3] + left[2], made) == (4, right[:3], left[:3] + right[3]):
+        return (x.transpose(0, 2, 1, 3) @ y.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    return np.einsum(p["equation"], x, y)
 
 
 @kernel("scaled_dot_product_attention")

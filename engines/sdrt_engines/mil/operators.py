@@ -178,13 +178,7 @@ def matmul(t: Translation, node: Any, inputs: list[Value], attributes: Attribute
     if not known(weight) or weight.ndim != 2:
         x, weight = alike(x, weight)
         return builder().matmul(x=x, y=weight, name=t.name(node.output[0]))
-    # With the bias that is added to it next, if nothing else reads the product.
-    output, bias, after = node.output[0], None, t.sole_reader(node.output[0], "Add")
-    if after is not None and len(set(after.input)) == 2:
-        (other,) = (name for name in after.input if name != output)
-        if other in t.weights and t.weights.dims(other) in ((weight.shape[1],), (1, weight.shape[1])):
-            bias = t[other].reshape(-1)
-            output = after.output[0]
+    output, bias = t.with_bias(node.output[0], weight.shape[1])
     weight_of = t.weight(node.input[1], weight.T, ".T")
     extra = {} if bias is None else {"bias": bias.astype(weight.dtype)}
     made = builder().linear(x=x, weight=weight_of, name=t.name(output), **extra)

@@ -86,22 +86,39 @@ class Translation:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
 
-    def run(self) -> None:
-        """Translate every node. BuildError, which names the node, for what there is no way to say in MIL."""
-        from sdrt_engines.mil import operators
+    def run(self, nodes: Sequence[Any] | None = None) -> None:
+        """Translate these nodes, or all. BuildError, which names the node, for what there is no way to say in MIL."""
+        from sdrt_engines.mil import operators, split_einsum
 
         operators.registered()
-        for node in self.graph.node:
+        for node in self.graph.node if nodes is None else nodes:
             if all(name in self.values for name in node.output if name):
                 continue  # done together with an earlier one
             inputs = [self[name] if name else None for name in node.input]
             with self.about(node):
+                outputs: Value = None
                 if inputs and all(value is None or known(value) for value in inputs):
-                    outputs: Value = self._folded(node, inputs)
-                else:
-                    outputs = OPERATORS[node.op_type](self, node, inputs, attributes(node))
+                    outputs = self._folded(node, inputs)
+                elif self.style.attention == "split_einsum":
+                    outputs = split_einsum.translated(self, node, inputs, attributes(node))
+                    inputs = inputs if outputs is not None else [split_einsum.plain(value) for value in inputs]
+                if outputs is None:
+                    outputs = self.ordinary(node, inputs, attributes(node))
             outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
             self.values.update({name: value for name, value in zip(node.output, outputs, strict=False) if name})
+
+    def ordinary(self, node: Any, inputs: list[Value], attributes: dict[str, Any]) -> Value:
+        """What the table of operators makes of a node."""
+        return OPERATORS[node.op_type](self, node, inputs, attributes)
+
+    def with_bias(self, output: str, width: int) -> tuple[str, Array | None]:
+        """What a product is called, and the bias f[width] that is added to it next, if nothing else reads it."""
+        after = self.sole_reader(output, "Add")
+        if after is not None and len(set(after.input)) == 2:
+            (other,) = (name for name in after.input if name != output)
+            if other in self.weights and self.weights.dims(other) in ((width,), (1, width)):
+                return after.output[0], self[other].reshape(-1)
+        return output, None
 
     def __getitem__(self, name: str) -> Value:
         """A tensor by the graph's name. Weights are read when they are used, and not kept."""
