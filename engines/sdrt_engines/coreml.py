@@ -9,13 +9,11 @@ https://apple.github.io/coremltools
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -25,16 +23,16 @@ import numpy as np
 from sdrt import processor
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, solve, split_dim
 from sdrt.engine import ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
-from sdrt.errors import BuildError, DeviceError, EngineUnavailable, InputError, NumericsError
+from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
 from sdrt_engines import coreml_contract as contract
-from sdrt_engines.coreml_contract import Port
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.storage import float32_graph
-from sdrt_engines.mil import package, split_einsum
+from sdrt_engines.mil import package
 from sdrt_engines.mil.evaluate import evaluate
 from sdrt_engines.mil.palettize import Palette
-from sdrt_engines.mil.translate import Style, Translation, function
+from sdrt_engines.mil.program import TARGETS, Network, function_name, quiet, save
+from sdrt_engines.mil.translate import Style
 
 logger = logging.getLogger("sdrt")
 
@@ -51,9 +49,6 @@ CHECKS_ON = None if MAC else VERIFIER
 UNITS = {"all": "ALL", "cpu+gpu": "CPU_AND_GPU", "cpu+ne": "CPU_AND_NE", "cpu": "CPU_ONLY"}
 """Devices on a Mac, as coremltools' ``ComputeUnit`` calls them."""
 
-TARGETS = {"ios17": "iOS17", "ios18": "iOS18"}
-"""By name: coremltools' deployment target, which stands for the macOS of the same year too (14, 15)."""
-
 SQUARED = 255.0
 """float16 holds the square of no larger number: norms that see larger ones stay in float32."""
 
@@ -64,9 +59,11 @@ class CoreMLBuildOptions:
 
     attention: "original" writes products and softmax of all heads; "split_einsum" the denoiser's channels first and
     head by head, as the neural engine likes it; "fused" is Core ML's own operator, from ios18 on.
+    chunk_unet: the denoiser in two packages of about half of the weights each, for phones: an app holds one at a time.
     """
 
     attention: Literal["original", "split_einsum", "fused"] = "original"
+    chunk_unet: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class CoreMLOptions:
 
 def _library() -> Any:
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             import coremltools
     except ImportError as error:
@@ -84,19 +81,6 @@ def _library() -> Any:
     if not hasattr(coremltools.target, TARGETS["ios18"]):
         raise EngineUnavailable(f"coremltools {coremltools.__version__} is too old for ios18", INSTALL)
     return coremltools
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what coremltools says of other libraries' versions, and without its bars."""
-    library = logging.getLogger("coremltools")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        library.setLevel(level)
 
 
 def devices() -> Sequence[Device]:
@@ -130,7 +114,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     batch = 2 * (options.batch or 1) if name == source.manifest.denoiser.component else 1
     half = options.precision != "fp32"
     inputs, outputs = contract.input_ports(name, component, half), contract.output_ports(name, component)
-    folder = out / f"{contract.package_name(name)}.mlpackage"
+    chunks = 2 if own.chunk_unet and name == source.manifest.denoiser.component else 1
+    packages = contract.package_names(name, chunks)
     with tempfile.TemporaryDirectory(dir=out, prefix=".coreml-") as scratch:
         graph, stored = float32_graph(source, component, Path(scratch))
         weights = Weights(graph, stored)
@@ -144,12 +129,13 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
             palette = Palette(bits, 16 if bits == 4 and target == "ios18" else 0)
         split = own.attention == "split_einsum" and name != source.manifest.denoiser.component
         style = Style("original" if split else own.attention, palette)
-        program = _program(library, graph, weights, component, profiles, batch, (inputs, outputs), style, target)
-        del weights
-        options.report("write", 0.9)
-        _save(library, program, folder, target)
+        network = Network(library, graph, weights, component, profiles, batch, inputs, outputs, style, target)
+        for i, (folder, program) in enumerate(zip(packages, network.programs(chunks), strict=True)):
+            options.report("write", 0.8 + 0.2 * i / chunks)
+            save(library, program, out / folder, target)
+            del program
     facts |= _palette_facts(palette)
-    files = [f"{folder.name}/{file}" for file in (package.MODEL, package.WEIGHTS, package.MANIFEST)]
+    files = [f"{folder}/{file}" for folder in packages for file in (package.MODEL, package.WEIGHTS, package.MANIFEST)]
     if name == source.manifest.denoiser.component:
         (out / contract.SCRIPT).write_text(contract.COMPILE)
         (out / contract.SCRIPT).chmod(0o755)
@@ -162,7 +148,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         profiles=profiles,
         built_from=component.artifact.files[0].sha256,
         facts={
-            "coremltools": library.__version__, "attention": own.attention, "batch": batch,
+            "coremltools": library.__version__, "attention": style.attention, "batch": batch, "packages": packages,
             "inputs": contract.as_facts(inputs), "outputs": contract.as_facts(outputs), **facts,
         },
     )  # fmt: skip
@@ -192,73 +178,6 @@ def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tu
     return tuple({**fixed, "H": DimRange(h, h, h), "W": DimRange(w, w, w)} for w, h in shapes)
 
 
-def _function_name(profile: Mapping[str, DimRange], count: int) -> str:
-    return contract.FUNCTION if count == 1 else contract.function_name(profile["W"].opt, profile["H"].opt)
-
-
-def _program(
-    library: Any, graph: Any, weights: Weights, component: Component, profiles: Sequence[Mapping[str, DimRange]],
-    batch: int, ports: tuple[tuple[Port, ...], tuple[Port, ...]], style: Style, target: str,
-) -> Any:  # fmt: skip
-    """A MIL program of one function for each profile."""
-    from coremltools.converters.mil.mil import Program
-
-    opset = next(o.version for o in graph.opset_import if o.domain in ("", "ai.onnx"))
-    inputs, outputs = ports
-    program = Program()
-    for profile in profiles or ({},):
-        sizes = {"B": batch} | {symbol: range_.opt for symbol, range_ in profile.items()}
-        plain = {spec.name: spec.at(sizes) for spec in component.inputs}
-
-        def body(given: Mapping[str, Any], plain: Mapping[str, tuple[int, ...]] = plain) -> dict[str, Any]:
-            values = {port.tensor: _unpacked(port, given[port.name], plain[port.tensor], style) for port in inputs}
-            renamed = {port.tensor: port.name for port in outputs}
-            translation = Translation(graph.graph, weights, opset, style, values, renamed)
-            translation.run()
-            return {port.name: split_einsum.plain(translation[port.tensor]) for port in outputs}
-
-        with _quiet():
-            made = function(
-                {p.name: (p.shape(plain[p.tensor], batch), f"fp{p.dtype[1:]}") for p in inputs},
-                body, getattr(library.target, TARGETS[target]),
-            )  # fmt: skip
-        program.add_function(_function_name(profile, len(profiles)), made)
-    if len(profiles) > 1:
-        program.default_function_name = _function_name(profiles[0], len(profiles))
-        program.export_as_multifunction = True
-    return program
-
-
-def _unpacked(port: Port, given: Any, plain: Sequence[int], style: Style) -> Any:
-    """The graph's tensor, made of the package's."""
-    from coremltools.converters.mil import Builder as builder  # noqa: N813
-
-    if port.layout == "floats":
-        return builder.cast(x=given, dtype="int32")
-    if port.layout == "batched":
-        given = builder.slice_by_index(x=given, begin=[0], end=[plain[0]])
-    if port.dtype == "f16":
-        given = builder.cast(x=given, dtype="fp32")
-    if port.layout == "channels_first":
-        held = split_einsum.Held(given, "tokens")
-        return held if style.attention == "split_einsum" else held.plain()
-    return given
-
-
-def _save(library: Any, program: Any, folder: Path, target: str) -> None:
-    """Convert without coremltools' own rewriting, which would change types and take most of the time and memory."""
-    with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = library.convert(
-            program, source="milinternal", convert_to="mlprogram", skip_model_load=True,
-            minimum_deployment_target=getattr(library.target, TARGETS[target]),
-            compute_precision=library.precision.FLOAT32,
-            pass_pipeline=library.PassPipeline(["common::dead_code_elimination"], "sdrt"),
-        )  # fmt: skip
-        model.user_defined_metadata["com.github.apple.ml-stable-diffusion.version"] = "1.1.1"
-        model.save(str(folder))
-
-
 def _palette_facts(palette: Palette | None) -> dict[str, Any]:
     if palette is None or not palette.errors:
         return {}
@@ -286,16 +205,25 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     chosen = held[0] if device is None else device
     if chosen not in held:
         raise unknown_device("coreml", chosen, devices())
-    folder = bundle.path(bundle.component(name).artifact.files[0].path).parents[2]
+    folders = [bundle.path(f"{folder}/{package.MODEL}").parents[2] for folder in _packages(bundle.component(name))]
     load: _Load = _Verifier if chosen == VERIFIER else lambda where: _Predictor(library, where, UNITS[chosen])
-    return CoreMLSession(bundle, name, load(folder))
+    return CoreMLSession(bundle, name, [load(folder) for folder in folders])
+
+
+def _packages(component: Component) -> list[str]:
+    """The folders of the artifact's packages, in order. BundleError where its facts are not ours."""
+    named = component.artifact.facts.get("packages")
+    held = {file.path for file in component.artifact.files}
+    if not isinstance(named, list) or not named or not all(f"{name}/{package.MODEL}" in held for name in named):
+        raise BundleError("the artifact does not say which packages it has", "build it again")
+    return named
 
 
 class _Runs(Protocol):
     """Computes one call of a package's function."""
 
     def run(self, function: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Outputs by the package's names."""
+        """Outputs by the package's names. feeds may hold more than its inputs."""
 
 
 class _Load(Protocol):
@@ -327,7 +255,9 @@ class _Predictor:
             except Exception as error:  # coremltools passes on whatever Core ML says
                 raise DeviceError(f"{self._folder.name}: Core ML cannot load it: {error}") from error
         try:
-            made: Mapping[str, Array] = self._models[function].predict(dict(feeds))
+            model = self._models[function]
+            wanted = model.input_description
+            made: Mapping[str, Array] = model.predict({name: feeds[name] for name in wanted})
         except Exception as error:
             raise NumericsError(f"{self._folder.name}: Core ML failed while running: {error}") from error
         return made
@@ -336,9 +266,9 @@ class _Predictor:
 class CoreMLSession:
     """One package. Calls of any batch become calls of the package's own; the last one is filled up."""
 
-    def __init__(self, bundle: Bundle, name: str, runs: _Runs) -> None:
+    def __init__(self, bundle: Bundle, name: str, runs: Sequence[_Runs]) -> None:
         self.spec = bundle.component(name)
-        self._runs: _Runs | None = runs
+        self._runs = list(runs)
         artifact = self.spec.artifact
         self._profiles = artifact.profiles
         self._batch = int(artifact.facts.get("batch", 1))
@@ -360,19 +290,18 @@ class CoreMLSession:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
-        self._runs = None
+        self._runs.clear()
         self._kept.clear()
 
     def _function(self, sizes: Mapping[str, int]) -> str:
         for profile in self._profiles:
             if all(range_.min <= sizes[symbol] <= range_.max for symbol, range_ in profile.items()):
-                return _function_name(profile, len(self._profiles))
+                return function_name(profile, len(self._profiles))
         return contract.FUNCTION
 
     def _call(
         self, function: str, arrays: Mapping[str, Array], start: int, sizes: Mapping[str, int]
     ) -> dict[str, Array]:
-        assert self._runs is not None
         count = min(self._batch, sizes.get("B", 1) - start)
         rows = [*range(start, start + count)] + [start] * (self._batch - count)
         feeds = {}
@@ -380,5 +309,7 @@ class CoreMLSession:
             batched = "B" in self._specs[port.tensor].shape
             array = arrays[port.tensor][rows] if batched else arrays[port.tensor]
             feeds[port.name] = port.laid_out(array, self._batch)
-        made = self._runs.run(function, feeds)
+        made: dict[str, Array] = feeds
+        for runs in self._runs:  # each takes what it has inputs for of what there is
+            made = made | dict(runs.run(function, made))
         return {port.tensor: made[port.name][:count].astype(np.float32, copy=False) for port in self._outputs}

@@ -66,9 +66,10 @@ _LAYOUTS: Mapping[tuple[str, str], Layout] = {
 }
 
 
-def package_name(component: str) -> str:
-    """``Unet`` of ``Unet.mlpackage``."""
-    return _PACKAGES.get(component) or "".join(part.capitalize() for part in component.split("_"))
+def package_names(component: str, chunks: int = 1) -> list[str]:
+    """``Unet.mlpackage``; or ``UnetChunk1.mlpackage`` and ``UnetChunk2.mlpackage``."""
+    name = _PACKAGES.get(component) or "".join(part.capitalize() for part in component.split("_"))
+    return [f"{name}{f'Chunk{i}' if chunks > 1 else ''}.mlpackage" for i in range(1, chunks + 1)]
 
 
 def input_ports(name: str, component: Component, half: bool) -> tuple[Port, ...]:

@@ -7,6 +7,7 @@ the graph's: what is float16 in it is float16 in the program, and nothing is con
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,6 +215,7 @@ def function(
     inputs = {name: Builder.placeholder(shape, getattr(types, dtype)) for name, (shape, dtype) in placeholders.items()}
     with Function(inputs, opset_version=target) as made:
         outputs = body(made.inputs)
+        _share_constants(made)
         names = Counter(var.name for op in made.operations for var in op.outputs)
         if twice := [name for name, count in names.items() if count > 1 or name in inputs]:
             raise BuildError(f"the name {twice[0]} is given twice", "please report it with the output of sdrt doctor")
@@ -221,3 +223,12 @@ def function(
             [value if value.name == name else Builder.identity(x=value, name=name) for name, value in outputs.items()]
         )
     return made
+
+
+def _share_constants(made: Any) -> None:
+    """Let functions of one program share on disk what is the same: biases, tables, indices; weights have labels."""
+    for op in made.operations:
+        value = op.outputs[0].val if op.op_type == "const" else None
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and op.weight_id is None:
+            key = hashlib.sha256(np.ascontiguousarray(value).view(np.uint8).data) if value.size else hashlib.sha256()
+            op.weight_id = f"{value.dtype}{value.shape}{key.hexdigest()}"
