@@ -11,7 +11,7 @@ import click
 from sdrt import bundle as bundles
 from sdrt import verify
 from sdrt.cli import Command, common
-from sdrt.engine import ONNX, OpenOptions, devices_by_component, open_session, threads_by_component
+from sdrt.engine import ONNX, OpenOptions, devices_by_component, open_session, opening_engine, threads_by_component
 from sdrt.errors import BundleError, NumericsError
 
 
@@ -87,6 +87,8 @@ def _measure(
     """Parity of one component on this machine; empty when the bundle has no reference vectors for it."""
     if held.component(name).reference is None:
         return []
+    if device is None:
+        device = opening_engine(held, name, engine, options).CHECKS_ON
     session = open_session(held, name, engine=engine, device=device, options=options)
     try:
         return list(verify.measure(held, name, session))

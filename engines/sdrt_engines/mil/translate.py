@@ -166,8 +166,9 @@ class Translation:
             )
         try:
             yield
-        except BuildError:
-            raise
+        except BuildError as error:
+            fix = error.fix or "export the checkpoint with sdrt export, or build for another engine"
+            raise BuildError(f"{label}: {error.message}", fix) from None
         except Exception as error:  # coremltools raises whatever its checks raise
             raise BuildError(f"{label}: cannot be said in Core ML's terms: {error}") from error
 

@@ -1,0 +1,429 @@
+"""Core ML packages: built here, evaluated by the verifier, and held against what Apple's Swift package expects.
+
+Nothing here needs a Mac; what runs on one is seen through a stand-in for coremltools' ``MLModel``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from sdrt import BuildError, DeviceError, EngineUnavailable, InputError, Pipeline, demo
+from sdrt import bundle as bundles
+from sdrt.engine import BuildOptions, open_session
+from sdrt.metrics import psnr
+from sdrt.verify import reference_cases
+from sdrt_engines import coreml as engine
+from sdrt_engines.build import build
+from sdrt_engines.graph.external import Weights
+from sdrt_engines.mil import package, translate
+from tests.conftest import Cli, Model
+from tests.pair import Pair, load_diffusers
+
+coremltools = pytest.importorskip("coremltools")
+
+PROMPTS, NEGATIVE = ["a red star over a lighthouse!", "two cats, it's raining"], ["blurry", "dark"]
+VERIFIER = "verifier"
+
+
+@pytest.fixture(scope="module")
+def built(models: Callable[[str], Model], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``built("sd2", precision="fp16", …)``: that tiny model (or "demo"), built once for Core ML."""
+    root = tmp_path_factory.mktemp("coreml")
+    made: dict[str, Path] = {}
+
+    def make(name: str = "tiny-sd", **options: Any) -> Path:
+        key = f"{name}{sorted(options.items())}"
+        if key not in made:
+            out = root / str(len(made))
+            build("demo" if name == "demo" else models(name).bundle, out, "coreml", BuildOptions(**options))
+            made[key] = out
+        return made[key]
+
+    return make
+
+
+def relative(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(np.linalg.norm(expected.astype(np.float64) - got) / np.linalg.norm(expected))
+
+
+def packages(path: Path) -> dict[str, package.Package]:
+    return {folder.name: package.read(folder) for folder in sorted(path.glob("*.mlpackage"))}
+
+
+# -- components --------------------------------------------------------------------------------------------------------
+
+SMALL = {"shapes": ((64, 64), (136, 72)), "target": "ios18"}
+STYLES: list[dict[str, Any]] = [
+    {}, {"extra": {"attention": "split_einsum"}}, {"extra": {"attention": "fused"}}, {"extra": {"chunk_unet": "true"}},
+    {"extra": {"attention": "split_einsum", "chunk_unet": "true"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize(("precision", "bar"), [("fp32", 1e-5), ("fp16", 5e-3)])
+@pytest.mark.parametrize("name", ["tiny-sd", "sd2", "sdxl"])
+def test_components_compute_what_torch_computes(
+    name: str, precision: str, bar: float, style: dict[str, Any], built: Callable[..., Path]
+) -> None:
+    """Saved packages against torch's float32, two sizes of one package, batches 1 and 2. Norms are random too."""
+    if name != "tiny-sd" and style not in (STYLES[0], STYLES[-1]):
+        pytest.skip("what the options do is seen in tiny-sd")
+    held = bundles.load(built(name, precision=precision, **SMALL, **style))
+    seen = 0
+    for component, told in held.manifest.components.items():
+        session = open_session(held, component, device=VERIFIER)
+        for case, (inputs, outputs) in reference_cases(held, component).items():
+            if "T154" in case or "T16" in case:  # another length than a text's
+                continue
+            if component == "unet" and "H72" in case:
+                continue
+            got = session.run(**inputs)
+            assert got.keys() == outputs.keys() == {spec.name for spec in told.outputs}
+            for output, reference in outputs.items():
+                assert relative(reference, got[output]) <= bar, f"{component} {case} {output}"
+                seen += 1
+        session.close()
+    assert seen >= 20
+
+
+def test_any_batch_is_rows_of_the_packages_own(built: Callable[..., Path], bundle: Path) -> None:
+    """The denoiser's package has a batch of 2: 1 is filled up, 5 are three calls."""
+    held = bundles.load(built(precision="fp32", shapes=((64, 64),)))
+    assert held.component("unet").artifact.facts["batch"] == 2
+    generator = np.random.default_rng(0)
+    inputs = {
+        "sample": generator.standard_normal((5, 4, 8, 8)).astype(np.float32), "timestep": np.array([801.25], np.float32),
+        "encoder_hidden_states": generator.standard_normal((5, 77, 32)).astype(np.float32),
+    }  # fmt: skip
+    expected = open_session(bundles.load(bundle), "unet").run(**inputs)["out_sample"]
+    session = open_session(held, "unet", device=VERIFIER)
+    np.testing.assert_allclose(session.run(**inputs)["out_sample"], expected, rtol=0, atol=2e-5)
+    for rows in (slice(0, 1), slice(2, 5)):
+        some = {name: array if name == "timestep" else array[rows] for name, array in inputs.items()}
+        np.testing.assert_allclose(session.run(**some)["out_sample"], expected[rows], rtol=0, atol=2e-5)
+    four = bundles.load(built(precision="fp32", shapes=((64, 64),), batch=2))
+    assert four.component("unet").artifact.facts["batch"] == 4
+    session = open_session(four, "unet", device=VERIFIER)
+    np.testing.assert_allclose(session.run(**inputs)["out_sample"], expected, rtol=0, atol=2e-5)
+
+
+def test_split_einsum_holds_tokens_channels_first(built: Callable[..., Path]) -> None:
+    """From where a picture becomes tokens to where they become one again: only keys are transposed."""
+    plain, split = (
+        Counter(
+            op.kind
+            for op in packages(built("sd2", precision="fp16", **options))["Unet.mlpackage"].functions["main"].operations
+        )
+        for options in ({}, {"extra": {"attention": "split_einsum"}})
+    )
+    assert split["transpose"] == plain["softmax"] < plain["transpose"] / 3
+    assert split["einsum"] == 2 * split["softmax"] > 2 * plain["softmax"]
+    assert split["conv"] - plain["conv"] == plain["linear"] - split["linear"] > 20
+    assert not split["matmul"]
+
+
+# -- whole pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["tiny-sd", "sd2-v"])
+def pair(request: pytest.FixtureRequest, models: Callable[[str], Model], built: Callable[..., Path]) -> Iterator[Pair]:
+    with Pipeline.from_pretrained(built(request.param, precision="fp16"), device=VERIFIER) as ours:
+        yield Pair(ours, load_diffusers(models(request.param).checkpoint))
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "DPM++ 2M Karras"])
+def test_pictures_equal_diffusers(pair: Pair, scheduler: str) -> None:
+    """float16, 10 steps, on checkpoints that guidance 7.0 for 7.5 leaves below 60 dB. Karras' timesteps are fractions."""
+    size = pair.ours.bundle.manifest.latents.default_width
+    expected, got = pair.both(
+        scheduler, 5, prompt=PROMPTS, negative_prompt=NEGATIVE, width=size, height=size, num_inference_steps=10
+    )
+    figure = psnr(expected, got, 1.0)
+    print(f"{scheduler}: {figure:.1f} dB")
+    assert figure >= 55  # the bar is 45
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 45), ("w8", 40), ("w6", 30), ("w4", 14)])
+def test_trained_weights(precision: str, least: float, built: Callable[..., Path]) -> None:
+    """The demo model, 10 steps; what it costs in pictures that are read right is in benchmarks/LOG.md."""
+    arguments: dict[str, Any] = {"seed": 3, "output_type": "np", "num_inference_steps": 10}
+    path = built("demo", precision=precision)
+    with Pipeline.from_pretrained("demo") as ort, Pipeline.from_pretrained(path, device=VERIFIER) as ours:
+        figure = psnr(ort(demo.PROMPTS[2], **arguments).images, ours(demo.PROMPTS[2], **arguments).images, 1.0)
+    print(f"{precision}: {figure:.1f} dB")
+    assert figure >= least
+
+
+# -- size --------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(path: Path) -> int:
+    return sum((folder / package.WEIGHTS).stat().st_size for folder in path.glob("*.mlpackage"))
+
+
+def test_weights_of_several_sizes_are_stored_once(built: Callable[..., Path]) -> None:
+    one = built("demo", precision="fp16", target="ios18")
+    shapes = ((128, 128), (128, 192), (96, 128))
+    three = built("demo", precision="fp16", target="ios18", shapes=shapes)
+    assert weights_of(three) <= 1.001 * weights_of(one)
+    held = packages(three)["Unet.mlpackage"]
+    assert set(held.functions) == {f"size_{width}x{height}" for width, height in shapes}
+    assert held.default == "size_128x128"
+    measured = {parity.case for parity in bundles.load(three).component("unet").artifact.parity}
+    assert {f"H{height}-W{width}" for width, height in shapes} == {case[3:].split("-T")[0] for case in measured}
+
+
+def test_palettized_packages_are_small(built: Callable[..., Path]) -> None:
+    whole, six, four = (weights_of(built("demo", precision=precision)) for precision in ("fp16", "w6", "w4"))
+    assert six <= 0.42 * whole
+    assert four <= 0.30 * whole
+    facts = bundles.load(built("demo", precision="w6")).component("unet").artifact.facts
+    assert facts["bits"] == 6
+    assert facts["worst_weight"]["relative_error"] < 0.05
+
+
+# -- what Apple's Swift package expects --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("name", ["tiny-sd", "sd2"])
+def test_the_contract(name: str, half: bool, built: Callable[..., Path]) -> None:
+    """docs/apple.md's table, from the saved packages."""
+    path = built(name, precision="fp16" if half else "fp32")
+    space = bundles.load(path).manifest.latents
+    picture, side = space.default_width, space.default_width // space.downscale
+    float_ = "f16" if half else "f32"
+    expected = {
+        "TextEncoder": ({"input_ids": ("f32", (1, 77))}, {"last_hidden_state": ("f32", (1, 77, 32)), "pooled_outputs": ("f32", (1, 32))}),
+        "Unet": (
+            {"sample": (float_, (2, 4, side, side)), "timestep": ("f32", (2,)), "encoder_hidden_states": (float_, (2, 32, 1, 77))},
+            {"noise_pred": ("f32", (2, 4, side, side))},
+        ),
+        "VAEDecoder": ({"z": (float_, (1, 4, side, side))}, {"image": ("f32", (1, 3, picture, picture))}),
+        "VAEEncoder": ({"x": (float_, (1, 3, picture, picture))}, {"latent": ("f32", (1, 8, side, side))}),
+    }  # fmt: skip
+    found = packages(path)
+    assert set(found) == {f"{name}.mlpackage" for name in expected}
+    for folder, (inputs, outputs) in expected.items():
+        held = found[f"{folder}.mlpackage"]
+        assert {f.name: (f.dtype, f.shape) for f in held.inputs} == inputs
+        shown = {f.name: (f.dtype, f.shape) for f in held.outputs if not f.name.startswith("hidden_states_")}
+        assert shown == outputs
+        assert "com.github.apple.ml-stable-diffusion.version" in held.metadata
+        assert held.specification == 8  # iOS 17's
+        assert list(held.functions) == ["main"]
+        if folder != "TextEncoder":  # Swift takes the first name there is
+            assert len(held.outputs) == 1
+    for file in ("vocab.json", "merges.txt"):
+        assert (path / "tokenizer" / file).stat().st_size
+
+
+def test_chunks(built: Callable[..., Path]) -> None:
+    """Swift feeds the second what the first gives, and what the first was fed; neither gives what it takes."""
+    whole = built("sd2", precision="fp16")
+    path = built("sd2", precision="fp16", extra={"chunk_unet": "true"})
+    found = packages(path)
+    first, second = found["UnetChunk1.mlpackage"], found["UnetChunk2.mlpackage"]
+    assert "Unet.mlpackage" not in found
+    given = {f.name: f for f in (*first.inputs, *first.outputs)}
+    assert {f.name: f for f in second.inputs}.items() <= given.items()
+    assert [f.name for f in second.outputs] == ["noise_pred"]
+    for held in (first, second):
+        assert not {f.name for f in held.inputs} & {f.name for f in held.outputs}
+    sizes = [
+        (path / name / package.WEIGHTS).stat().st_size for name in ("UnetChunk1.mlpackage", "UnetChunk2.mlpackage")
+    ]
+    assert max(sizes) <= 0.6 * (whole / "Unet.mlpackage" / package.WEIGHTS).stat().st_size
+    parity = [bundles.load(p).component("unet").artifact.parity for p in (whole, path)]
+    assert parity[0] == parity[1]
+
+
+def test_the_script(built: Callable[..., Path], tmp_path: Path) -> None:
+    """With a stand-in for xcrun: every package is compiled, and the vocabulary lies beside them."""
+    path = built(precision="fp16")
+    assert stat.S_IMODE((path / "compile.sh").stat().st_mode) == 0o755
+    xcrun = tmp_path / "bin" / "xcrun"
+    xcrun.parent.mkdir()
+    xcrun.write_text(
+        '#!/bin/sh\nset -eu\ntest "$1 $2" = "coremlcompiler compile"\nmkdir "$4/$(basename "$3" .mlpackage).mlmodelc"\n'
+    )
+    xcrun.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{xcrun.parent}:{os.environ['PATH']}"}
+    subprocess.run([path / "compile.sh", tmp_path / "out"], check=True, env=environment)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "TextEncoder.mlmodelc", "Unet.mlmodelc", "VAEDecoder.mlmodelc", "VAEEncoder.mlmodelc", "merges.txt", "vocab.json",
+    ]  # fmt: skip
+
+
+# -- float16 -----------------------------------------------------------------------------------------------------------
+
+
+def translated(nodes: list[Any], inputs: dict[str, tuple[int, ...]], output: str, **constants: np.ndarray) -> Any:
+    """An ONNX graph of float16 as one MIL function."""
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info(n, TensorProto.FLOAT16, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT16, None)],
+        [helper.make_tensor(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True) for n, a in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+
+    def body(given: Mapping[str, Any]) -> dict[str, Any]:
+        t = translate.Translation(model.graph, Weights(model, Path()), 23, values=dict(given))
+        t.run()
+        return {"out": t[output]}
+
+    return translate.function({n: (s, "fp16") for n, s in inputs.items()}, body, coremltools.target.iOS17)
+
+
+def test_norms_that_see_large_numbers_are_kept_in_float32(built: Callable[..., Path]) -> None:
+    """The demo's VAE encoder sees 1,064 before a norm, whose square float16 does not hold."""
+    facts = bundles.load(built("demo", precision="fp16")).component("vae_encoder").artifact.facts
+    (island,) = facts["islands"]
+    assert (island["op"], island["why"]) == ("GroupNormalization", "squares")
+    assert island["largest"] > engine.SQUARED
+    kinds = {
+        (op.kind, op.outputs[0].dtype)
+        for op in packages(built("demo", precision="fp16"))["VAEEncoder.mlpackage"].functions["main"].operations
+    }
+    assert {("instance_norm", np.float16), ("instance_norm", np.float32)} <= kinds
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "ios12"}, "coreml has no target 'ios12'"),
+        ({"extra": {"attention": "fused"}}, "attention=fused cannot be built for ios17"),
+        ({"shapes": ((64, 64), (72, 72))}, "2 sizes in one package cannot be built for ios17"),
+        ({"precision": "int8"}, "coreml builds fp32, fp16, w8, w6, w4; asked for int8"),
+    ],
+    ids=str,
+)
+def test_builds_that_there_are_not(bundle: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        build(bundle, tmp_path / "out", "coreml", BuildOptions(**options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (helper.make_node("Softplus", ["x"], ["y"], name="here"), "Softplus here: .* without this operator; there are .*Conv"),
+        (helper.make_node("NonZero", ["x"], ["y"]), "NonZero y: "),
+        (helper.make_node("Attention", ["x", "x", "x"], ["y"], softcap=3.0), "Attention y: softcap=3.0 is not supported"),
+        (helper.make_node("Reshape", ["x", "x"], ["y"]), "Reshape y: a shape, an axis or a size is computed"),
+        (helper.make_node("Transpose", ["x"], ["y"], perm=[0, 5]), "Transpose y: cannot be said in Core ML's terms"),
+    ],
+    ids=lambda value: value.op_type if hasattr(value, "op_type") else "",
+)  # fmt: skip
+def test_operators_that_there_are_not(node: Any, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        translated([node], {"x": (1, 2, 4, 8)}, "y")
+
+
+def test_opening_without_a_mac(built: Callable[..., Path], cli: Cli) -> None:
+    held = bundles.load(built(precision="fp16"))
+    for device in (None, "all", "cpu+ne"):
+        with pytest.raises(EngineUnavailable, match="on a Mac only") as caught:
+            open_session(held, "unet", device=device)
+        assert "--device verifier" in str(caught.value)
+    with pytest.raises(DeviceError, match="no device 'cuda'"):
+        open_session(held, "unet", device="cuda")
+    done = cli("generate", "a fox", "-m", held.root, "-o", held.root / "fox.png")
+    assert done.returncode == 1
+    assert "Core ML predicts on a Mac only" in done.stderr
+
+
+def test_verify_evaluates_the_packages(built: Callable[..., Path], cli: Cli) -> None:
+    """Without being told on which device."""
+    done = cli("verify", built(precision="fp16"), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["parity"]
+    assert {figure["component"] for figure in figures} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    assert all(figure["passed"] for figure in figures)
+
+
+def test_without_coremltools(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
+    with pytest.raises(EngineUnavailable, match="coremltools cannot be imported"):
+        build(bundle, tmp_path / "out", "coreml", BuildOptions())
+
+
+def test_another_size_is_refused(built: Callable[..., Path]) -> None:
+    with (
+        Pipeline.from_pretrained(built(precision="fp16"), device=VERIFIER) as pipe,
+        pytest.raises(InputError, match=r"was built for .*W=128; asked for .*W=72"),
+    ):
+        pipe("a fox", width=72, height=64, num_inference_steps=1)
+
+
+# -- on a Mac ----------------------------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """coremltools' ``MLModel`` as it is on a Mac: takes exactly a function's inputs, and gives its outputs."""
+
+    made: ClassVar[list[tuple[str, Any, str | None]]] = []
+
+    def __init__(self, path: str, compute_units: Any = None, function_name: str | None = None) -> None:
+        from sdrt_engines.mil.evaluate import evaluate
+
+        held = package.read(Path(path))
+        self._function = held.functions[function_name or held.default]
+        self._evaluate = evaluate
+        self.input_description = {told.name: "" for told in self._function.inputs}
+        self.made.append((Path(path).name, compute_units, function_name))
+
+    def predict(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert feeds.keys() == self.input_description.keys()
+        assert {name: array.dtype for name, array in feeds.items()} == {t.name: t.dtype for t in self._function.inputs}
+        assert all(array.flags.c_contiguous for array in feeds.values())
+        return self._evaluate(self._function, feeds)
+
+
+@pytest.mark.parametrize(
+    ("device", "units"), [(None, "ALL"), ("cpu+gpu", "CPU_AND_GPU"), ("cpu+ne", "CPU_AND_NE"), ("cpu", "CPU_ONLY")]
+)
+def test_what_coremltools_is_asked_on_a_mac(
+    device: str | None, units: str, built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = built(precision="fp16", extra={"chunk_unet": "true"}, **SMALL)
+    monkeypatch.setattr(engine, "MAC", True)
+    monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
+    monkeypatch.setattr(StandIn, "made", [])
+    arguments: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 1, "output_type": "np"}
+    with Pipeline.from_pretrained(path, device=VERIFIER) as checked:
+        expected = checked("a fox", **arguments).images
+    with Pipeline.from_pretrained(path, device=device) as pipe:
+        np.testing.assert_array_equal(pipe("a fox", **arguments).images, expected)
+    assert {name for name, _, _ in StandIn.made} == {
+        "TextEncoder.mlpackage", "UnetChunk1.mlpackage", "UnetChunk2.mlpackage", "VAEDecoder.mlpackage"
+    }  # fmt: skip
+    assert {asked for _, asked, _ in StandIn.made} == {getattr(coremltools.ComputeUnit, units)}
+    assert {name: function for name, _, function in StandIn.made}["UnetChunk1.mlpackage"] == "size_64x64"
+    assert [d.name for d in engine.devices()] == ["all", "cpu+gpu", "cpu+ne", "cpu", "verifier"]
+
+
+def test_what_core_ml_refuses_is_told(built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Error compiling model")
+
+    held = bundles.load(built(precision="fp16"))
+    monkeypatch.setattr(engine, "MAC", True)
+    monkeypatch.setattr(coremltools.models, "MLModel", fails)
+    session = open_session(held, "text_encoder")
+    with pytest.raises(DeviceError, match=r"TextEncoder\.mlpackage: Core ML cannot load it: Error compiling model"):
+        session.run(input_ids=np.zeros((1, 77), np.int64))
