@@ -97,9 +97,13 @@ def usable() -> tuple[list[tuple[str, str]], list[str]]:
         if name == "null":
             continue
         try:
-            found += [(name, device.name) for device in engine.devices()]
+            here = [device.name for device in engine.devices() if device.name != engine.CHECKS_ON]
         except EngineUnavailable as error:
             missing.append(f"{name}: {error.message} → {engine.INSTALL}")
+            continue
+        found += [(name, device) for device in here]
+        if not here:
+            missing.append(f"{name}: builds here, and runs elsewhere → sdrt build demo OUT --engine {name}")
     return found, missing
 
 

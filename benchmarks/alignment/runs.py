@@ -21,7 +21,8 @@ from benchmarks.demo.scenes import (
     random_scene,
 )
 from sdrt import Pipeline
-from sdrt.engine import find_engine
+from sdrt import bundle as bundles
+from sdrt.engine import default_engine, find_engine
 from sdrt.request import Arguments, GenerationRequest
 
 Progress = Callable[[int], object]
@@ -52,8 +53,10 @@ class Setting:
         return GenerationRequest.make(prompts, **arguments)
 
     def open(self) -> Pipeline:
-        """The bundle, loaded."""
-        return Pipeline.from_pretrained(self.model, self.engine, self.device)
+        """The bundle, loaded; where none is named and the engine does not run here, on what it checks its builds on."""
+        held = bundles.load(self.model)
+        engine = self.engine or default_engine(held.component(held.manifest.denoiser.component))
+        return Pipeline.from_pretrained(self.model, self.engine, self.device or find_engine(engine).CHECKS_ON)
 
     def check(self, batch: int, seed: int) -> None:
         """Raise what opening the bundle and a batch's request raise, and an unusable engine; loads no weights."""

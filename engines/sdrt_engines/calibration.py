@@ -18,6 +18,7 @@ from sdrt import schedulers
 from sdrt.bundle import Bundle, Component, Manifest, Precision
 from sdrt.engine import Array, Samples, Session
 from sdrt.errors import InputError
+from sdrt.image_file import MAX_SIDE
 from sdrt.pipeline import SOURCES, Pipeline
 from sdrt.verify import reference_cases
 
@@ -46,15 +47,24 @@ Report = Callable[[str, float], object]
 @dataclass(frozen=True)
 class Effort:
     """How much is recorded. prompts: the most that are run, the first of those given; no more than ``calls``. steps: of
-    the runs, in turn. calls: kept of each component.
+    the runs, in turn. calls: kept of each component. side: pixels, the longer side of the pictures at most.
     """
 
     prompts: int
     steps: tuple[int, ...]
     calls: int
+    side: int = MAX_SIDE
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The size of the pictures that are made for width × height; multiples of 64, of the same proportions."""
+        if max(width, height) <= self.side:
+            return width, height
+        shrunk = (side * self.side / max(width, height) for side in (width, height))
+        small_width, small_height = (max(64, round(side / 64) * 64) for side in shrunk)
+        return small_width, small_height
 
 
-RANGES = Effort(prompts=2, steps=(4,), calls=4)
+RANGES = Effort(prompts=2, steps=(4,), calls=4, side=256)
 """Enough for float16, which wants to know the binade: no tensor of 18 calls with other prompts at another size was seen
 above 1.8 times its largest in these 4 (tiny U-Net, benchmarks/LOG.md), and the margin is 4."""
 
@@ -124,15 +134,19 @@ class Recorder:
             pictures = self._denoise(opened, prompts, runs, report)
         if (encoder := facts.components.get("vae_encoder")) is not None:
             self._recorded["vae_encoder"] = [_encoder_inputs(encoder, picture) for picture in pictures]
-        width, height = self.size or (facts.latents.default_width, facts.latents.default_height)
         self._facts = {
             "source": "denoising runs",
             "prompts": len(prompts),
             "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
             "schedulers": list(dict.fromkeys(schedulers.label(config) for config, _ in runs)),
             "steps": list(dict.fromkeys(steps for _, steps in runs)),
-            "size": [width, height],
+            "size": list(self._size()),
         }
+
+    def _size(self) -> tuple[int, int]:
+        """Width and height of the pictures."""
+        space = self.bundle.manifest.latents
+        return self.effort.size(*(self.size or (space.default_width, space.default_height)))
 
     def _runs(self, opened: Pipeline, count: int) -> list[_Settings]:
         """What each of ``count`` prompts is run with: schedulers that can be made of the model's config.
@@ -175,7 +189,7 @@ class Recorder:
             for name, session in opened.sessions.items()
         }
         pipe = Pipeline(self.bundle, dict(recording))
-        width, height = self.size or (None, None)
+        width, height = self._size()
         pictures = []
         for number, (prompt, (config, steps)) in enumerate(zip(prompts, runs, strict=True)):
             what = f"calibrate, prompt {number + 1} of {len(prompts)}"

@@ -49,6 +49,9 @@ CHECKS_ON = None if MAC else VERIFIER
 UNITS = {"all": "ALL", "cpu+gpu": "CPU_AND_GPU", "cpu+ne": "CPU_AND_NE", "cpu": "CPU_ONLY"}
 """Devices on a Mac, as coremltools' ``ComputeUnit`` calls them."""
 
+CHANNELS = 16
+"""Output channels that share a table of 16 values, where there may be several tables."""
+
 SQUARED = 255.0
 """float16 holds the square of no larger number: norms that see larger ones stay in float32."""
 
@@ -126,7 +129,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         palette = None
         if options.precision in ("w8", "w6", "w4"):
             bits = int(options.precision[1:])
-            palette = Palette(bits, 16 if bits == 4 and target == "ios18" else 0)
+            grouped = target == "ios18"
+            palette = Palette(bits, grouped, CHANNELS if grouped and bits == 4 else 0)
         split = own.attention == "split_einsum" and name != source.manifest.denoiser.component
         style = Style("original" if split else own.attention, palette)
         network = Network(library, graph, weights, component, profiles, batch, inputs, outputs, style, target)
@@ -172,7 +176,7 @@ def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tu
     space = source.manifest.latents
     tokens = max((text.max_length for text in source.manifest.text_encoders), default=77)
     fixed = {"T": DimRange(tokens, tokens, tokens)} if "T" in symbols else {}
-    if "H" not in symbols:
+    if not {"H", "W"} <= symbols:
         return (fixed,) if fixed else ()
     shapes = dict.fromkeys(options.shapes or ((space.default_width, space.default_height),))
     return tuple({**fixed, "H": DimRange(h, h, h), "W": DimRange(w, w, w)} for w, h in shapes)
@@ -287,7 +291,7 @@ class CoreMLSession:
         sizes = solve(self.spec.inputs, {name: array.shape for name, array in arrays.items()})
         function = self._function(sizes)
         parts = [self._call(function, arrays, start, sizes) for start in range(0, sizes.get("B", 1), self._batch)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
     def close(self) -> None:
         self._runs.clear()
@@ -312,4 +316,5 @@ class CoreMLSession:
         made: dict[str, Array] = feeds
         for runs in self._runs:  # each takes what it has inputs for of what there is
             made = made | dict(runs.run(function, made))
-        return {port.tensor: made[port.name][:count].astype(np.float32, copy=False) for port in self._outputs}
+        given = {port.tensor: made[port.name].astype(np.float32, copy=False) for port in self._outputs}
+        return {name: array[:count] if "B" in self._specs[name].shape else array for name, array in given.items()}

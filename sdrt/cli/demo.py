@@ -55,7 +55,7 @@ def command(
     targets, missing = demo.usable()
     targets = [target for target in targets if not engines or target[0] in engines]
     if not targets:
-        raise EngineUnavailable("no engine is usable here:\n  " + "\n  ".join(missing), "sdrt doctor tells more")
+        raise EngineUnavailable("no engine runs here:\n  " + "\n  ".join(missing), "sdrt doctor tells more")
     if keep is not None and keep.exists() and not keep.is_dir():
         raise InputError(f"--keep {keep}: is a file, expected a folder", "choose another --keep")
     bundle = bundles.load(common.demo())

@@ -19,8 +19,8 @@ def _usable() -> list[str]:
     names = []
     for name in engine_names():
         try:
-            find_engine(name).devices()
-            names.append(name)
+            if [d.name for d in find_engine(name).devices()] != [find_engine(name).CHECKS_ON]:
+                names.append(name)
         except EngineUnavailable:
             continue
     return names

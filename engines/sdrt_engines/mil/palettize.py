@@ -32,13 +32,13 @@ class Palettized:
         parts = self.indices.reshape(len(self.table), -1).astype(np.intp)
         return np.take_along_axis(self.table, parts, axis=1).reshape(self.indices.shape)
 
-    def constant(self, name: str) -> Any:
-        """The operation, in the function that is open in coremltools' builder."""
+    def constant(self, name: str, grouped: bool) -> Any:
+        """The operation, in the function that is open in coremltools' builder; ``grouped``: as since iOS 18."""
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import types
 
         bits = self.table.shape[1].bit_length() - 1
-        if len(self.table) == 1:  # as since iOS 16
+        if not grouped:
             packed = np.packbits(
                 np.unpackbits(self.indices.reshape(-1, 1), axis=1, bitorder="little")[:, :bits].reshape(-1),
                 bitorder="little",
@@ -54,10 +54,12 @@ class Palettized:
 class Palette:
     """Called with each weight, gives what becomes of it; None for one that stays as it is. Kept for later functions.
 
-    group: output channels that share a table; 0 for all of them (all that there is before iOS 18).
+    grouped: in iOS 18's form, with a table for every ``group`` output channels, or for all of them where that is 0; else
+    in iOS 16's, of one table.
     """
 
     bits: int
+    grouped: bool = False
     group: int = 0
     made: dict[str, Palettized] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
 
 
 def function_name(profile: Mapping[str, DimRange], count: int) -> str:
-    return contract.FUNCTION if count == 1 else contract.function_name(profile["W"].opt, profile["H"].opt)
+    return contract.FUNCTION if count <= 1 else contract.function_name(profile["W"].opt, profile["H"].opt)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Translation:
 
         label = f"{tensor}{how}"
         if self.style.palette is not None and (found := self.style.palette(label, array)) is not None:
-            return found.constant(self.name(label))
+            return found.constant(self.name(label), self.style.palette.grouped)
         made = Builder.const(val=np.ascontiguousarray(array), name=self.name(label))
         made.op.weight_id = label
         return made
