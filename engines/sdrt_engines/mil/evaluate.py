@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sdrt.errors import NumericsError
 from sdrt_engines.mil.kernels import KERNELS
-from sdrt_engines.mil.package import Function, Operation
+from sdrt_engines.mil.package import Function, Name, Operation
 
 Array = NDArray[Any]
 Watch = Callable[[Operation, Mapping[str, Any], list[Array]], object]
@@ -33,9 +33,9 @@ def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lamb
         parameters = {
             **op.attributes,
             **{
-                name: [_wide(values[v] if isinstance(v, str) else v) for v in several]
+                name: [_wide(values[v] if isinstance(v, Name) else v) for v in several]
                 if name == "values"
-                else _wide(values[several[0]] if isinstance(several[0], str) else several[0])
+                else _wide(values[several[0]] if isinstance(several[0], Name) else several[0])
                 for name, several in op.inputs.items()
             },
         }
@@ -44,12 +44,12 @@ def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lamb
         values.update({told.name: array for told, array in zip(op.outputs, outputs, strict=True)})
         for name in {name for name in _named(op) if last[name] == i}:
             del values[name]
-    return {name: np.ascontiguousarray(values[name]) for name in function.outputs}
+    return {name: np.asarray(values[name], order="C") for name in function.outputs}
 
 
 def _named(op: Operation) -> list[str]:
     """Tensors that an operation reads."""
-    return [name for several in op.inputs.values() for name in several if isinstance(name, str)]
+    return [name for several in op.inputs.values() for name in several if isinstance(name, Name)]
 
 
 def _reads(function: Function) -> Iterator[tuple[str, int]]:

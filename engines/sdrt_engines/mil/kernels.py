@@ -265,8 +265,10 @@ def _padding(
 
 @kernel("reshape")
 def reshape(p: Parameters) -> Array:
-    to = integers(p["shape"])
-    return p["x"].reshape([p["x"].shape[i] if size == 0 else size for i, size in enumerate(to)])
+    """0 keeps a size; sizes are counted from the last one on, which differs from the first where ranks do (iOS 17)."""
+    have, to = p["x"].shape, integers(p["shape"])
+    kept = [1] * len(to) + list(have)
+    return p["x"].reshape([kept[i - len(to)] if size == 0 else size for i, size in enumerate(to)])
 
 
 @kernel("transpose")
@@ -286,7 +288,13 @@ def squeeze(p: Parameters) -> Array:
 
 @kernel("concat")
 def concat(p: Parameters) -> Array:
-    return np.concatenate([np.atleast_1d(value) for value in p["values"]], integer(p["axis"]))
+    values, axis = [np.atleast_1d(value) for value in p["values"]], integer(p["axis"])
+    if not p.get("interleave"):
+        return np.concatenate(values, axis)
+    axis %= values[0].ndim
+    shape = list(values[0].shape)
+    shape[axis] *= len(values)
+    return np.stack(values, axis + 1).reshape(shape)
 
 
 @kernel("stack")
@@ -317,6 +325,7 @@ def slice_by_index(p: Parameters) -> Array:
 @kernel("slice_by_size")
 def slice_by_size(p: Parameters) -> Array:
     begin, size = integers(p["begin"]), integers(p["size"])
+    begin = [start % have for start, have in zip(begin, p["x"].shape, strict=True)]
     ends = (None if length == -1 else start + length for start, length in zip(begin, size, strict=True))
     return p["x"][tuple(slice(start, end) for start, end in zip(begin, ends, strict=True))]
 
@@ -351,18 +360,25 @@ def pad(p: Parameters) -> Array:
     return np.pad(p["x"], pairs, mode=mode)
 
 
+def _shared(p: Parameters) -> int:
+    """Axes at the front that x and its indices have in common."""
+    return integer(p["batch_dims"]) if p.get("batch_dims") is not None else 0
+
+
 @kernel("gather")
 def gather(p: Parameters) -> Array:
-    if p.get("batch_dims") is not None and integer(p["batch_dims"]):
-        raise NotImplementedError("batch_dims")
-    return np.take(p["x"], p["indices"], integer(p["axis"]))
+    x, indices, shared, axis = p["x"], p["indices"], _shared(p), integer(p["axis"]) % p["x"].ndim
+    if not shared:
+        return np.take(x, indices, axis)
+    made = [np.take(x[at], indices[at], axis - shared) for at in np.ndindex(*x.shape[:shared])]
+    return np.stack(made).reshape(*x.shape[:shared], *made[0].shape)
 
 
 @kernel("gather_nd")
 def gather_nd(p: Parameters) -> Array:
-    if p.get("batch_dims") is not None and integer(p["batch_dims"]):
-        raise NotImplementedError("batch_dims")
-    return np.asarray(p["x"][tuple(np.moveaxis(p["indices"], -1, 0))])
+    x, indices, shared = p["x"], p["indices"], _shared(p)
+    made = [np.asarray(x[at][tuple(np.moveaxis(indices[at], -1, 0))]) for at in np.ndindex(*x.shape[:shared])]
+    return np.stack(made).reshape(*x.shape[:shared], *made[0].shape)
 
 
 @kernel("upsample_nearest_neighbor")

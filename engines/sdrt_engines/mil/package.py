@@ -53,9 +53,15 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+class Name(str):
+    """Of a tensor that an operation reads; a plain ``str`` is a text that is given to it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Operation:
-    """inputs: by parameter, the names of tensors, or values; a parameter may have several."""
+    """inputs: by parameter, the ``Name`` of tensors, or values; a parameter may have several."""
 
     kind: str
     name: str
@@ -157,7 +163,9 @@ def _operations(block: Any, values: _Values) -> Iterator[Operation]:
             raise BundleError(f"{op.type}: control flow is not supported")
         attributes = {name: values.of(value) for name, value in op.attributes.items()}
         inputs = {
-            name: tuple(a.name if a.WhichOneof("binding") == "name" else values.of(a.value) for a in told.arguments)
+            name: tuple(
+                Name(a.name) if a.WhichOneof("binding") == "name" else values.of(a.value) for a in told.arguments
+            )
             for name, told in op.inputs.items()
         }
         label = attributes.pop("name", "")
