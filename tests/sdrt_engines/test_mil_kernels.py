@@ -206,7 +206,7 @@ def picture(
 
 CONVOLUTIONS: list[dict[str, Any]] = [
     {}, {"bias": True}, {"strides": [2, 1]}, {"strides": [2, 2], "pad": [1, 1, 1, 1], "bias": True}, {"dilations": [2, 1]},
-    {"pad": [0, 1, 2, 0]}, {"pad": [3, 0, 0, 1], "strides": [3, 2]}, {"dilations": [1, 3], "pad": [1, 1, 3, 3], "strides": [1, 2]},
+    {"pad": [0, 1, 2, 0]}, {"pad": [2, 0, 0, 1], "strides": [3, 2]}, {"dilations": [1, 3], "pad": [1, 1, 3, 3], "strides": [1, 2]},
     {"groups": 2}, {"groups": 4, "bias": True, "pad": [1, 1, 1, 1]}, {"groups": 2, "strides": [2, 2], "dilations": [2, 2]},
     *({"pad_type": kind, "strides": step, "dilations": apart, "taps": taps} for kind in ("same", "same_lower")
       for step in ([1, 1], [2, 3]) for apart in ([1, 1], [2, 1]) for taps in ((3, 3), (2, 4))),

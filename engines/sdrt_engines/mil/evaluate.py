@@ -7,14 +7,15 @@ summation, fused operations) is not known here, and not imitated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt.errors import NumericsError
-from sdrt_engines.mil.kernels import KERNELS
+from sdrt.errors import BundleError, NumericsError
+from sdrt_engines.mil.kernels import GROWS, KERNELS
 from sdrt_engines.mil.package import Function, Name, Operation
 
 Array = NDArray[Any]
@@ -23,8 +24,17 @@ Watch = Callable[[Operation, Mapping[str, Any], list[Array]], object]
 
 
 def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lambda *_: None) -> dict[str, Array]:
-    """Outputs of a function by name, each of its declared type. NumericsError for an operation that is not known."""
-    values: dict[str, Any] = {told.name: feeds[told.name].astype(told.dtype, copy=False) for told in function.inputs}
+    """Outputs of a function by name, each of its declared type.
+
+    BundleError when the function takes other inputs; NumericsError for an operation that is not known, or whose
+    parameters make no sense.
+    """
+    values: dict[str, Any] = {}
+    for told in function.inputs:
+        if told.name not in feeds or feeds[told.name].shape != told.shape:
+            given = ", ".join(f"{name}{list(array.shape)}" for name, array in feeds.items())
+            raise BundleError(f"the package takes {told.name}{list(told.shape)}, given {given or 'nothing'}")
+        values[told.name] = feeds[told.name].astype(told.dtype, copy=False)
     last = dict(_reads(function))
     for i, op in enumerate(function.operations):
         if op.kind == "const":
@@ -69,11 +79,14 @@ def _computed(op: Operation, parameters: Mapping[str, Any]) -> list[Array]:
         raise NumericsError(f"{op.name}: the verifier does not know the operation {op.kind}")
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         try:
+            grown = GROWS.get(op.kind)
+            if grown is not None and (count := grown(parameters)) > sum(math.prod(told.shape) for told in op.outputs):
+                raise ValueError(f"it makes {count} elements, more than the package says")
             made = compute(parameters)
-        except (KeyError, NotImplementedError, ValueError, IndexError) as error:
+            several = made if isinstance(made, list) else [made]
+            rounded = [np.asarray(a).astype(t.dtype, copy=False) for t, a in zip(op.outputs, several, strict=True)]
+        except Exception as error:  # whatever a damaged package makes of numpy
             raise NumericsError(f"{op.name}: the verifier cannot compute this {op.kind}: {error!r}") from error
-        several = made if isinstance(made, list) else [made]
-        rounded = [np.asarray(a).astype(told.dtype, copy=False) for told, a in zip(op.outputs, several, strict=True)]
     for told, array in zip(op.outputs, rounded, strict=True):
         if array.shape != told.shape:
             raise NumericsError(f"{op.name}: {op.kind} gives {array.shape}, the package says {told.shape}")

@@ -23,6 +23,15 @@ KERNELS: dict[str, Kernel] = {}
 """By the operator's name: parameters → the output, or a list of outputs."""
 
 
+GROWS: dict[str, Callable[[Parameters], int]] = {
+    "tile": lambda p: p["x"].size * math.prod(integers(p["reps"])),
+    "fill": lambda p: math.prod(integers(p["shape"])),
+    "upsample_nearest_neighbor": lambda p: p["x"].size * math.prod(_factors(p)),
+    "pad": lambda p: math.prod(sum(pair) + size for pair, size in zip(_pairs(p), p["x"].shape, strict=True)),
+}
+"""Elements of the output of those that make much of little: a damaged package must not take all the memory."""
+
+
 def kernel(*names: str) -> Callable[[Kernel], Kernel]:
     """Register a function of ``KERNELS``."""
 
@@ -223,7 +232,9 @@ def conv(p: Parameters) -> Array:
         return conv({**wide, **one, "pad": pads, "x": x[:, :, None], "weight": weight[:, :, None]})[:, :, 0]
     strides, dilations, groups = integers(p["strides"]), integers(p["dilations"]), integer(p["groups"])
     kernel_size = weight.shape[2:]
-    top, bottom, left, right = _padding(p, x.shape[2:], kernel_size, strides, dilations)
+    top, bottom, left, right = around = _padding(p, x.shape[2:], kernel_size, strides, dilations)
+    if max(around) > max(d * taps for d, taps in zip(dilations, kernel_size, strict=True)):
+        raise NotImplementedError(f"pads {around} that are larger than what a position sees")
     batch, channels = x.shape[:2]
     columns = np.pad(x.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (top, bottom), (left, right)))
     height, width = (
@@ -350,14 +361,17 @@ def shape(p: Parameters) -> Array:
     return np.array(p["x"].shape, np.int32)
 
 
+def _pairs(p: Parameters) -> list[tuple[int, int]]:
+    both = integers(p["pad"])
+    return [(0, 0)] * (p["x"].ndim - len(both) // 2) + list(zip(both[::2], both[1::2], strict=True))
+
+
 @kernel("pad")
 def pad(p: Parameters) -> Array:
-    both = integers(p["pad"])
-    pairs = [(0, 0)] * (p["x"].ndim - len(both) // 2) + list(zip(both[::2], both[1::2], strict=True))
     if p["mode"] == "constant":
-        return np.pad(p["x"], pairs, constant_values=p["constant_val"])
+        return np.pad(p["x"], _pairs(p), constant_values=p["constant_val"])
     mode: Any = {"reflect": "reflect", "replicate": "edge"}[p["mode"]]
-    return np.pad(p["x"], pairs, mode=mode)
+    return np.pad(p["x"], _pairs(p), mode=mode)
 
 
 def _shared(p: Parameters) -> int:
@@ -381,12 +395,17 @@ def gather_nd(p: Parameters) -> Array:
     return np.stack(made).reshape(*x.shape[:shared], *made[0].shape)
 
 
-@kernel("upsample_nearest_neighbor")
-def upsample_nearest_neighbor(p: Parameters) -> Array:
+def _factors(p: Parameters) -> list[int]:
     factors = [float(np.asarray(p[f"scale_factor_{side}"])) for side in ("height", "width")]
     if any(factor != round(factor) for factor in factors):
         raise NotImplementedError(f"factors {factors}")
-    return p["x"].repeat(int(factors[0]), -2).repeat(int(factors[1]), -1)
+    return [int(factor) for factor in factors]
+
+
+@kernel("upsample_nearest_neighbor")
+def upsample_nearest_neighbor(p: Parameters) -> Array:
+    height, width = _factors(p)
+    return p["x"].repeat(height, -2).repeat(width, -1)
 
 
 @kernel("band_part")
