@@ -7,15 +7,16 @@ summation, fused operations) is not known here, and not imitated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdrt.errors import NumericsError
-from sdrt_engines.mil.kernels import KERNELS
-from sdrt_engines.mil.package import Function, Operation
+from sdrt.errors import BundleError, NumericsError
+from sdrt_engines.mil.kernels import GROWS, KERNELS
+from sdrt_engines.mil.package import Function, Name, Operation
 
 Array = NDArray[Any]
 Watch = Callable[[Operation, Mapping[str, Any], list[Array]], object]
@@ -23,8 +24,17 @@ Watch = Callable[[Operation, Mapping[str, Any], list[Array]], object]
 
 
 def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lambda *_: None) -> dict[str, Array]:
-    """Outputs of a function by name, each of its declared type. NumericsError for an operation that is not known."""
-    values: dict[str, Any] = {told.name: feeds[told.name].astype(told.dtype, copy=False) for told in function.inputs}
+    """Outputs of a function by name, each of its declared type.
+
+    BundleError when the function takes other inputs; NumericsError for an operation that is not known, or whose
+    parameters make no sense.
+    """
+    values: dict[str, Any] = {}
+    for told in function.inputs:
+        if told.name not in feeds or feeds[told.name].shape != told.shape:
+            given = ", ".join(f"{name}{list(array.shape)}" for name, array in feeds.items())
+            raise BundleError(f"the package takes {told.name}{list(told.shape)}, given {given or 'nothing'}")
+        values[told.name] = feeds[told.name].astype(told.dtype, copy=False)
     last = dict(_reads(function))
     for i, op in enumerate(function.operations):
         if op.kind == "const":
@@ -33,9 +43,9 @@ def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lamb
         parameters = {
             **op.attributes,
             **{
-                name: [_wide(values[v] if isinstance(v, str) else v) for v in several]
+                name: [_wide(values[v] if isinstance(v, Name) else v) for v in several]
                 if name == "values"
-                else _wide(values[several[0]] if isinstance(several[0], str) else several[0])
+                else _wide(values[several[0]] if isinstance(several[0], Name) else several[0])
                 for name, several in op.inputs.items()
             },
         }
@@ -44,12 +54,12 @@ def evaluate(function: Function, feeds: Mapping[str, Array], watch: Watch = lamb
         values.update({told.name: array for told, array in zip(op.outputs, outputs, strict=True)})
         for name in {name for name in _named(op) if last[name] == i}:
             del values[name]
-    return {name: np.ascontiguousarray(values[name]) for name in function.outputs}
+    return {name: np.asarray(values[name], order="C") for name in function.outputs}
 
 
 def _named(op: Operation) -> list[str]:
     """Tensors that an operation reads."""
-    return [name for several in op.inputs.values() for name in several if isinstance(name, str)]
+    return [name for several in op.inputs.values() for name in several if isinstance(name, Name)]
 
 
 def _reads(function: Function) -> Iterator[tuple[str, int]]:
@@ -69,11 +79,14 @@ def _computed(op: Operation, parameters: Mapping[str, Any]) -> list[Array]:
         raise NumericsError(f"{op.name}: the verifier does not know the operation {op.kind}")
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         try:
+            grown = GROWS.get(op.kind)
+            if grown is not None and (count := grown(parameters)) > sum(math.prod(told.shape) for told in op.outputs):
+                raise ValueError(f"it makes {count} elements, more than the package says")
             made = compute(parameters)
-        except (KeyError, NotImplementedError, ValueError, IndexError) as error:
+            several = made if isinstance(made, list) else [made]
+            rounded = [np.asarray(a).astype(t.dtype, copy=False) for t, a in zip(op.outputs, several, strict=True)]
+        except Exception as error:  # whatever a damaged package makes of numpy
             raise NumericsError(f"{op.name}: the verifier cannot compute this {op.kind}: {error!r}") from error
-        several = made if isinstance(made, list) else [made]
-        rounded = [np.asarray(a).astype(told.dtype, copy=False) for told, a in zip(op.outputs, several, strict=True)]
     for told, array in zip(op.outputs, rounded, strict=True):
         if array.shape != told.shape:
             raise NumericsError(f"{op.name}: {op.kind} gives {array.shape}, the package says {told.shape}")

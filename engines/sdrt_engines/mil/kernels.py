@@ -23,6 +23,15 @@ KERNELS: dict[str, Kernel] = {}
 """By the operator's name: parameters → the output, or a list of outputs."""
 
 
+GROWS: dict[str, Callable[[Parameters], int]] = {
+    "tile": lambda p: p["x"].size * math.prod(integers(p["reps"])),
+    "fill": lambda p: math.prod(integers(p["shape"])),
+    "upsample_nearest_neighbor": lambda p: p["x"].size * math.prod(_factors(p)),
+    "pad": lambda p: math.prod(sum(pair) + size for pair, size in zip(_pairs(p), p["x"].shape, strict=True)),
+}
+"""Elements of the output of those that make much of little: a damaged package must not take all the memory."""
+
+
 def kernel(*names: str) -> Callable[[Kernel], Kernel]:
     """Register a function of ``KERNELS``."""
 
@@ -227,7 +236,9 @@ def conv(p: Parameters) -> Array:
         return conv({**wide, **one, "pad": pads, "x": x[:, :, None], "weight": weight[:, :, None]})[:, :, 0]
     strides, dilations, groups = integers(p["strides"]), integers(p["dilations"]), integer(p["groups"])
     kernel_size = weight.shape[2:]
-    top, bottom, left, right = _padding(p, x.shape[2:], kernel_size, strides, dilations)
+    top, bottom, left, right = around = _padding(p, x.shape[2:], kernel_size, strides, dilations)
+    if max(around) > max(d * taps for d, taps in zip(dilations, kernel_size, strict=True)):
+        raise NotImplementedError(f"pads {around} that are larger than what a position sees")
     batch, channels = x.shape[:2]
     columns = np.pad(x.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (top, bottom), (left, right)))
     height, width = (
@@ -269,8 +280,10 @@ def _padding(
 
 @kernel("reshape")
 def reshape(p: Parameters) -> Array:
-    to = integers(p["shape"])
-    return p["x"].reshape([p["x"].shape[i] if size == 0 else size for i, size in enumerate(to)])
+    """0 keeps a size; sizes are counted from the last one on, which differs from the first where ranks do (iOS 17)."""
+    have, to = p["x"].shape, integers(p["shape"])
+    kept = [1] * len(to) + list(have)
+    return p["x"].reshape([kept[i - len(to)] if size == 0 else size for i, size in enumerate(to)])
 
 
 @kernel("transpose")
@@ -290,7 +303,13 @@ def squeeze(p: Parameters) -> Array:
 
 @kernel("concat")
 def concat(p: Parameters) -> Array:
-    return np.concatenate([np.atleast_1d(value) for value in p["values"]], integer(p["axis"]))
+    values, axis = [np.atleast_1d(value) for value in p["values"]], integer(p["axis"])
+    if not p.get("interleave"):
+        return np.concatenate(values, axis)
+    axis %= values[0].ndim
+    shape = list(values[0].shape)
+    shape[axis] *= len(values)
+    return np.stack(values, axis + 1).reshape(shape)
 
 
 @kernel("stack")
@@ -321,6 +340,7 @@ def slice_by_index(p: Parameters) -> Array:
 @kernel("slice_by_size")
 def slice_by_size(p: Parameters) -> Array:
     begin, size = integers(p["begin"]), integers(p["size"])
+    begin = [start % have for start, have in zip(begin, p["x"].shape, strict=True)]
     ends = (None if length == -1 else start + length for start, length in zip(begin, size, strict=True))
     return p["x"][tuple(slice(start, end) for start, end in zip(begin, ends, strict=True))]
 
@@ -345,36 +365,51 @@ def shape(p: Parameters) -> Array:
     return np.array(p["x"].shape, np.int32)
 
 
+def _pairs(p: Parameters) -> list[tuple[int, int]]:
+    both = integers(p["pad"])
+    return [(0, 0)] * (p["x"].ndim - len(both) // 2) + list(zip(both[::2], both[1::2], strict=True))
+
+
 @kernel("pad")
 def pad(p: Parameters) -> Array:
-    both = integers(p["pad"])
-    pairs = [(0, 0)] * (p["x"].ndim - len(both) // 2) + list(zip(both[::2], both[1::2], strict=True))
     if p["mode"] == "constant":
-        return np.pad(p["x"], pairs, constant_values=p["constant_val"])
+        return np.pad(p["x"], _pairs(p), constant_values=p["constant_val"])
     mode: Any = {"reflect": "reflect", "replicate": "edge"}[p["mode"]]
-    return np.pad(p["x"], pairs, mode=mode)
+    return np.pad(p["x"], _pairs(p), mode=mode)
+
+
+def _shared(p: Parameters) -> int:
+    """Axes at the front that x and its indices have in common."""
+    return integer(p["batch_dims"]) if p.get("batch_dims") is not None else 0
 
 
 @kernel("gather")
 def gather(p: Parameters) -> Array:
-    if p.get("batch_dims") is not None and integer(p["batch_dims"]):
-        raise NotImplementedError("batch_dims")
-    return np.take(p["x"], p["indices"], integer(p["axis"]))
+    x, indices, shared, axis = p["x"], p["indices"], _shared(p), integer(p["axis"]) % p["x"].ndim
+    if not shared:
+        return np.take(x, indices, axis)
+    made = [np.take(x[at], indices[at], axis - shared) for at in np.ndindex(*x.shape[:shared])]
+    return np.stack(made).reshape(*x.shape[:shared], *made[0].shape)
 
 
 @kernel("gather_nd")
 def gather_nd(p: Parameters) -> Array:
-    if p.get("batch_dims") is not None and integer(p["batch_dims"]):
-        raise NotImplementedError("batch_dims")
-    return np.asarray(p["x"][tuple(np.moveaxis(p["indices"], -1, 0))])
+    x, indices, shared = p["x"], p["indices"], _shared(p)
+    made = [np.asarray(x[at][tuple(np.moveaxis(indices[at], -1, 0))]) for at in np.ndindex(*x.shape[:shared])]
+    return np.stack(made).reshape(*x.shape[:shared], *made[0].shape)
+
+
+def _factors(p: Parameters) -> list[int]:
+    factors = [float(np.asarray(p[f"scale_factor_{side}"])) for side in ("height", "width")]
+    if any(factor != round(factor) for factor in factors):
+        raise NotImplementedError(f"factors {factors}")
+    return [int(factor) for factor in factors]
 
 
 @kernel("upsample_nearest_neighbor")
 def upsample_nearest_neighbor(p: Parameters) -> Array:
-    factors = [float(np.asarray(p[f"scale_factor_{side}"])) for side in ("height", "width")]
-    if any(factor != round(factor) for factor in factors):
-        raise NotImplementedError(f"factors {factors}")
-    return p["x"].repeat(int(factors[0]), -2).repeat(int(factors[1]), -1)
+    height, width = _factors(p)
+    return p["x"].repeat(height, -2).repeat(width, -1)
 
 
 @kernel("band_part")

@@ -7,7 +7,7 @@ Read from what lies on disk and nothing else, so that what is found wrong here i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,8 +27,8 @@ WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 """Where coremltools puts them; the manifest says where the model is."""
 
 _DTYPES: dict[int, Any] = {
-    1: np.bool_, 10: np.float16, 11: np.float32, 21: np.int8, 22: np.int16, 23: np.int32, 31: np.uint8, 32: np.uint16,
-    33: np.uint32,
+    1: np.bool_, 2: np.str_, 10: np.float16, 11: np.float32, 21: np.int8, 22: np.int16, 23: np.int32, 31: np.uint8,
+    32: np.uint16, 33: np.uint32,
 }  # fmt: skip
 """By MIL's ``DataType``."""
 _BITS = {35: 4, 36: 2, 37: 1, 38: 6, 39: 3}
@@ -53,9 +53,15 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+class Name(str):
+    """Of a tensor that an operation reads; a plain ``str`` is a text that is given to it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Operation:
-    """inputs: by parameter, the names of tensors, or values; a parameter may have several."""
+    """inputs: by parameter, the ``Name`` of tensors, or values; a parameter may have several."""
 
     kind: str
     name: str
@@ -113,6 +119,8 @@ def _read(folder: Path) -> Package:
     root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     check_relative(root)
     model = folder / "Data" / root
+    if not model.is_file():  # a pipe would wait for its writer
+        raise BundleError(f"{folder.name}: {root} is no file")
     if model.stat().st_size > MAX_SPEC:
         raise BundleError(f"{folder.name}: {root} has {model.stat().st_size} bytes, at most {MAX_SPEC}")
     spec = Model_pb2.Model()
@@ -123,6 +131,8 @@ def _read(folder: Path) -> Package:
     functions = {name: _function(proto, values) for name, proto in spec.mlProgram.functions.items()}
     told = spec.description
     default = told.defaultFunctionName or "main"
+    if default not in functions:
+        raise BundleError(f"{folder.name}: has no function {default}, it has {', '.join(functions) or 'none'}")
     shown = next((f for f in told.functions if f.name == default), told)
     return Package(
         functions, default, spec.specificationVersion, dict(told.metadata.userDefined),
@@ -140,15 +150,30 @@ def _feature(told: Any) -> Feature:
 
 
 def _function(proto: Any, values: _Values) -> Function:
+    if proto.opset not in proto.block_specializations:
+        raise BundleError(f"a function is of {proto.opset}, and has no operations of it")
     block = proto.block_specializations[proto.opset]
     inputs = tuple(_tensor(told) for told in proto.inputs)
     operations = tuple(_operations(block, values))
     known: set[str] = set()
-    for name in (told.name for told in (*inputs, *(made for op in operations for made in op.outputs))):
-        if name in known:
-            raise BundleError(f"the name {name} is given twice")
-        known.add(name)
-    return Function(inputs, tuple(block.outputs), operations)
+
+    def made(tensors: tuple[Tensor, ...]) -> None:
+        for told in tensors:
+            if told.name in known:
+                raise BundleError(f"the name {told.name} is given twice")
+            known.add(told.name)
+
+    def read(names: Iterable[Any]) -> None:
+        if unknown := [name for name in names if isinstance(name, Name) and name not in known]:
+            raise BundleError(f"{unknown[0]} is read before it is made")
+
+    made(inputs)
+    for op in operations:
+        read(value for several in op.inputs.values() for value in several)
+        made(op.outputs)
+    outputs = tuple(map(Name, block.outputs))
+    read(outputs)
+    return Function(inputs, outputs, operations)
 
 
 def _operations(block: Any, values: _Values) -> Iterator[Operation]:
@@ -157,16 +182,35 @@ def _operations(block: Any, values: _Values) -> Iterator[Operation]:
             raise BundleError(f"{op.type}: control flow is not supported")
         attributes = {name: values.of(value) for name, value in op.attributes.items()}
         inputs = {
-            name: tuple(a.name if a.WhichOneof("binding") == "name" else values.of(a.value) for a in told.arguments)
+            name: tuple(
+                Name(a.name) if a.WhichOneof("binding") == "name" else values.of(a.value) for a in told.arguments
+            )
             for name, told in op.inputs.items()
         }
-        label = attributes.pop("name", "")
-        yield Operation(op.type, str(label), inputs, attributes, tuple(map(_tensor, op.outputs)))
+        label = str(attributes.pop("name", ""))
+        outputs = tuple(map(_tensor, op.outputs))
+        if empty := [name for name, several in inputs.items() if not several]:
+            raise BundleError(f"{op.type} {label}: nothing is given as {empty[0]}")
+        if op.type == "const" and (
+            len(outputs) != 1 or "val" not in attributes or np.shape(attributes["val"]) != outputs[0].shape
+        ):
+            raise BundleError(f"const {label}: has no value of the shape that it says")
+        yield Operation(op.type, label, inputs, attributes, outputs)
 
 
 def _tensor(told: Any) -> Tensor:
+    if told.type.WhichOneof("type") != "tensorType":
+        raise BundleError(f"{told.name} is a {told.type.WhichOneof('type')}, expected a tensor")
     kind = told.type.tensorType
-    return Tensor(told.name, _DTYPES.get(kind.dataType, np.uint8), _shape(kind))
+    return Tensor(told.name, _dtype(kind), _shape(kind))
+
+
+def _dtype(kind: Any) -> Any:
+    if kind.dataType in _BITS:
+        return np.uint8
+    if kind.dataType not in _DTYPES:
+        raise BundleError(f"tensors of MIL's type {kind.dataType} are not supported")
+    return _DTYPES[kind.dataType]
 
 
 def _shape(kind: Any) -> tuple[int, ...]:
@@ -193,7 +237,9 @@ class _Values:
         which = tensor.WhichOneof("value")
         if kind.dataType == _STRING:
             return tensor.strings.values[0]
-        dtype, shape = _DTYPES[kind.dataType], _shape(kind)
+        dtype, shape = _dtype(kind), _shape(kind)
+        if which == "bytes" and (bits := _BITS.get(kind.dataType)):
+            return unpacked(np.frombuffer(tensor.bytes.values, np.uint8), bits, math.prod(shape)).reshape(shape)
         if which == "bytes":
             return np.frombuffer(tensor.bytes.values, dtype).reshape(shape)
         return np.array(list(getattr(tensor, which).values), dtype).reshape(shape)
@@ -206,7 +252,7 @@ class _Values:
         start, length = int(record["offset"]), int(record["bytes"])
         shape, bits = _shape(kind), _BITS.get(kind.dataType)
         count = math.prod(shape)
-        dtype = np.dtype(np.uint8 if bits else _DTYPES[kind.dataType])
+        dtype = np.dtype(_dtype(kind))
         if length != (-(-count * bits // 8) if bits else count * dtype.itemsize) or start + length > len(raw):
             raise BundleError(f"{where.fileName}: the weight at {where.offset} has {length} bytes, for shape {shape}")
         data = raw[start : start + length]
@@ -216,7 +262,10 @@ class _Values:
         relative = name.removeprefix("@model_path/")
         check_relative(relative)
         if name not in self._files:
-            self._files[name] = np.memmap(self._folder / PurePosixPath(relative), np.uint8, "r")
+            path = self._folder / PurePosixPath(relative)
+            if not path.is_file():
+                raise BundleError(f"{name}: is no file")
+            self._files[name] = np.memmap(path, np.uint8, "r")
         return self._files[name]
 
 
