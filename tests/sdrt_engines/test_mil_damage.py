@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sdrt.errors import BundleError, NumericsError, SdrtError
 from sdrt.verify import FLOOR_DB, measure
 from sdrt_engines.build import build
 from sdrt_engines.mil.evaluate import evaluate
+from sdrt_engines.mil.kernels import KERNELS
 from sdrt_engines.mil.package import MANIFEST, MODEL, WEIGHTS, read
 from tests.conftest import Cli
 
@@ -320,12 +321,52 @@ def mutant(raw: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-def survived(folder: Path, raw: bytes, seeds: Iterator[int], seconds: float) -> tuple[int, int]:
+NUMBERS = (0, 1, -1, 2, 3, 7, -2, 64, 1 << 16, (1 << 31) - 1, -(1 << 31))
+
+
+def other(raw: bytes, seed: int) -> bytes:
+    """The same program with another constant, operation, argument, type or size."""
+    random = np.random.default_rng(seed)
+
+    def one(several: Any) -> Any:
+        return several[random.integers(len(several))]
+
+    spec = Model_pb2.Model()
+    spec.ParseFromString(raw)
+    every = operations(spec)
+    op = one([op for op in every if (op.type == "const") == (seed % 2 == 0)])
+    tensor = one(op.outputs).type.tensorType
+    if op.type != "const":
+        what = random.integers(3)
+        if what == 0:
+            op.type = one([*KERNELS, "const"])
+        elif what == 1:
+            op.inputs[one(list(op.inputs))].arguments[0].name = one(one(every).outputs).name
+        elif tensor.dimensions:
+            one(tensor.dimensions).constant.size = abs(one(NUMBERS))
+        else:
+            tensor.dataType = one((1, 10, 11, 21, 23, 31, 35))
+    elif (held := op.attributes["val"]).WhichOneof("value") == "immediateValue":
+        values = getattr(held.immediateValue.tensor, held.immediateValue.tensor.WhichOneof("value")).values
+        if isinstance(values, bytes):
+            return mutant(raw, seed)
+        at = random.integers(len(values))
+        if isinstance(values[at], bool):
+            values[at] = not values[at]
+        else:
+            values[at] = type(values[at])(one(NUMBERS))
+    else:
+        held.blobFileValue.offset = 64 * random.integers(4096)
+    return spec.SerializeToString()
+
+
+def survived(folder: Path, mutate: Callable[[bytes, int], bytes], seconds: float) -> tuple[int, int]:
     """(mutants, those that could be evaluated). Whatever is no error of ours comes out."""
+    raw, seeds = (folder / MODEL).read_bytes(), itertools.count()
     made = evaluated = 0
     until = time.process_time() + seconds
     while time.process_time() < until:
-        (folder / MODEL).write_bytes(mutant(raw, next(seeds)))
+        (folder / MODEL).write_bytes(mutate(raw, next(seeds)))
         made += 1
         try:
             held = read(folder)
@@ -341,7 +382,8 @@ def survived(folder: Path, raw: bytes, seeds: Iterator[int], seconds: float) -> 
 
 
 @pytest.mark.parametrize("name", ["vae_decoder", "text_encoder"])
-def test_any_byte(built: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("mutate", [mutant, other])
+def test_anything(built: Path, tmp_path: Path, name: str, mutate: Callable[[bytes, int], bytes]) -> None:
     folder = Path(shutil.copytree(package(built, name), tmp_path / "x.mlpackage"))
-    made, evaluated = survived(folder, (folder / MODEL).read_bytes(), itertools.count(), 3)
+    made, evaluated = survived(folder, mutate, 1.5)
     assert made > evaluated > 0
