@@ -239,7 +239,10 @@ class _Verifier:
         self._package = package.read(folder)
 
     def run(self, function: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        return evaluate(self._package.functions[function], feeds)
+        if (found := self._package.functions.get(function)) is None:
+            held = ", ".join(self._package.functions)
+            raise BundleError(f"a package has no function {function}; it has {held}", "sdrt verify tells more")
+        return evaluate(found, feeds)
 
 
 class _Predictor:
@@ -271,7 +274,7 @@ class CoreMLSession:
     """One package. Calls of any batch become calls of the package's own; the last one is filled up."""
 
     def __init__(self, bundle: Bundle, name: str, runs: Sequence[_Runs]) -> None:
-        self.spec = bundle.component(name)
+        self._name, self.spec = name, bundle.component(name)
         self._runs = list(runs)
         artifact = self.spec.artifact
         self._profiles = artifact.profiles
@@ -316,5 +319,7 @@ class CoreMLSession:
         made: dict[str, Array] = feeds
         for runs in self._runs:  # each takes what it has inputs for of what there is
             made = made | dict(runs.run(function, made))
+        if lacking := [port.name for port in self._outputs if port.name not in made]:
+            raise BundleError(f"{self._name}: its packages give no {lacking[0]}", "sdrt verify tells more")
         given = {port.tensor: made[port.name].astype(np.float32, copy=False) for port in self._outputs}
         return {name: array[:count] if "B" in self._specs[name].shape else array for name, array in given.items()}

@@ -337,7 +337,7 @@ def test_tables_in_packages(tmp_path: Path) -> None:
             for form, bits, groups, shape in FORMS:
                 if form == target:
                     weight = palettized(f32(*shape).astype(np.float16), bits, groups)
-                    var = weight.constant(f"w_{len(made)}_")
+                    var = weight.constant(f"w_{len(made)}_", target == "iOS18")
                     near(weight.dense(), var.op.materialized_val_inference(), 0)
                     made.append(weight.dense())
                     results.append(Builder.mul(x=var, y=function.inputs["x"]))

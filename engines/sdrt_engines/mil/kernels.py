@@ -210,7 +210,7 @@ def einsum(p: Parameters) -> Array:
     """nchw,nwhu->nchu, whatever its letters, is a product of matrices for each n and h."""
     x, y = p["values"]
     left, right, made = p["equation"].replace(" ", "").replace("->", ",").split(",")
-    if (len(x.shape), left[0] + left[3] + left[2], made) == (4, right[:3], left[:3] + right[3]):
+    if x.ndim == 4 and (left[0] + left[3] + left[2], made) == (right[:3], left[:3] + right[3]):
         return (x.transpose(0, 2, 1, 3) @ y.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
     return np.einsum(p["equation"], x, y)
 

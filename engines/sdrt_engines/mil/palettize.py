@@ -54,8 +54,7 @@ class Palettized:
 class Palette:
     """Called with each weight, gives what becomes of it; None for one that stays as it is. Kept for later functions.
 
-    grouped: in iOS 18's form, with a table for every ``group`` output channels, or for all of them where that is 0; else
-    in iOS 16's, of one table.
+    grouped: in iOS 18's form, with a table for every ``group`` output channels, 0 for all; else in iOS 16's, with one.
     """
 
     bits: int
