@@ -277,6 +277,9 @@ class GenerationRequest:
         if not _is_number(strength) or not 0 < strength <= 1:
             raise InputError(f"strength is {quoted(strength)}, expected a number above 0, at most 1")
         if self.image is None:
+            for name in ("strength", "sample_mode"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise InputError(f"{name} is given without image, and changes nothing", "give both, or leave it out")
             return []
         if self.latents is not None:
             raise InputError("image and latents are both given", "give one: latents are where text to image starts")

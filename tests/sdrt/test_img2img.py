@@ -211,6 +211,8 @@ def test_the_encoder_is_loaded_when_it_is_needed(null: Pipeline) -> None:
     [
         ({"strength": 0}, "strength is 0, expected a number above 0, at most 1"),
         ({"strength": 1.1}, "strength is 1.1"),
+        ({"image": None, "strength": 0.5}, "strength is given without image"),
+        ({"image": None, "sample_mode": "argmax"}, "sample_mode is given without image"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"strength": "0.5"}, "strength is '0.5'"),
         ({"strength": True}, "strength is True"),
