@@ -279,7 +279,7 @@ class GenerationRequest:
         if self.image is None:
             for name in ("strength", "sample_mode"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise InputError(f"{name} is given without image, and changes nothing", "give both, or leave it out")
+                    raise InputError(f"{name} is given without image, and changes nothing", "give both, or neither")
             return []
         if self.latents is not None:
             raise InputError("image and latents are both given", "give one: latents are where text to image starts")
