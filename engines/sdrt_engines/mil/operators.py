@@ -197,7 +197,8 @@ def gemm(t: Translation, node: Any, inputs: list[Value], attributes: Attributes)
     transposed = not attributes.get("transB", 0)
     weight = (b.T if transposed else b) * b.dtype.type(alpha)
     extra = {} if c is None else {"bias": np.broadcast_to(c * c.dtype.type(beta), (weight.shape[0],)).copy()}
-    weight = t.weight(node.input[1], weight, ".T" if transposed else "")
+    how = (".T" if transposed else "") + (f".times_{alpha}" if alpha != 1 else "")
+    weight = t.weight(node.input[1], weight, how)
     return builder().linear(x=a, weight=weight, name=t.name(node.output[0]), **extra)
 
 
