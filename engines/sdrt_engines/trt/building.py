@@ -215,7 +215,8 @@ def _check_graph(
     reference = component.reference
     if reference is None or not any(True for _ in admitted(source, name, profiles)):
         return []
-    graph = Bundle(folder, replace(source.manifest, components={name: replace(component, artifact=artifact)}))
+    only = {name: replace(component, artifact=artifact)}
+    graph = Bundle(folder, replace(source.manifest, components=only, text_encoders=()))
     session = onnxruntime.open(graph, name, "cpu", OpenOptions(extra={"prepack": "false", "optimization": "extended"}))
     try:
         held = Bundle(source.root, graph.manifest)

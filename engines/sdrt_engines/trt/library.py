@@ -117,6 +117,8 @@ def refused(library: Library, what: str, spoken: Spoken, fix: str = "") -> Build
     text = spoken.why()
     if "for Turing" in text or "sm75" in text:
         fix = "a GPU from Ampere on (--target sm80 or later), or --precision fp16"
+    elif "tactics_tiled_layout" in text:  # float16 attention whose heads are no multiple of 8 wide
+        fix = f"leave this component in float32: --precision {what}=fp32 (and the others named beside it)"
     elif "CUDA_SUCCESS" in text or "cudaError 35" in text:
         fix = "build it on a machine with an NVIDIA GPU: only plans with all their weights can be built without"
     return BuildError(f"{what}: {library.title} {library.version()} cannot build it: {text}", fix)
