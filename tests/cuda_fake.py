@@ -143,7 +143,7 @@ class Runtime:
         self.preloaded += 1
         print("Failed to load libcublasLt.so.13" if not self.loads else "", end="")
 
-    def InferenceSession(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> Any:  # noqa: N802
+    def InferenceSession(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> Any:
         assert enable_fallback == 0
         session = FakeSession(self, path, settings, *providers[0])
         self.sessions.append(session)

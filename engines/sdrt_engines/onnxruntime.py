@@ -335,7 +335,7 @@ def _checked(
 
 
 class OrtSession:
-    """One graph, fed from host memory. Constants are wrapped once; inputs are read in place, outputs are ONNX Runtime's.
+    """One graph, fed from host memory. Constants are wrapped once, inputs read in place; outputs are ONNX Runtime's.
 
     (np.asarray with an order, as np.ascontiguousarray would make a scalar an array of one.)
     """

@@ -34,9 +34,9 @@ class Provider:
     """What a device's first word stands for.
 
     package: the wheel that brings it; systems: where there is one. choice: the provider's option that the word after
-    the colon is the value of, ``default`` the value where there is none (None: it must be given), ``choices`` what it may
-    be. plugin: the module of a wheel that is installed beside onnxruntime, and whose library is registered with it; other
-    wheels take onnxruntime's place. options: set unless ``-O provider=`` says otherwise.
+    the colon is the value of, ``default`` the value where there is none (None: it must be given), ``choices`` what it
+    may be. plugin: the module of a wheel that is installed beside onnxruntime, and whose library is registered with it;
+    other wheels take onnxruntime's place. options: set unless ``-O provider=`` says otherwise.
     """
 
     name: str
