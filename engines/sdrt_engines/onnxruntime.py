@@ -1,4 +1,6 @@
-"""ONNX Runtime on the CPU. Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU.
+"""ONNX Runtime, on the CPU or with a provider of its: NVIDIA's, AMD's, Apple's, Qualcomm's, DirectML, OpenVINO.
+
+Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU, or rewritten for GPUs (target cuda).
 
 In fp16, int8 and w8 the graph is saved as the passes leave it: ONNX Runtime would save its weights in float32 again.
 On x86 it has few float16 kernels: fp16 is computed in float32 there, rounded in between, and no faster. In int8, matrix
@@ -7,6 +9,7 @@ products are computed in int8, convolutions in float32 from int8's values (bench
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +27,11 @@ from sdrt.engine import (
     BuildOptions,
     Device,
     OpenOptions,
+    Session,
     parse_options,
     unknown_device,
 )  # fmt: skip
-from sdrt.errors import BuildError, BundleError, EngineUnavailable, NumericsError
+from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
 from sdrt_engines.graph import fix_dims
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
@@ -35,6 +39,24 @@ from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims, profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.graph.winograd import winograd
+from sdrt_engines.onnxruntime_cuda import CudaSession
+from sdrt_engines.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    NO_FALLBACK,
+    NO_PAIRS,
+    RECORD,
+    Chosen,
+    Pairs,
+    check_provider,
+    choose,
+    left_to_cpu,
+    listed,
+    preload,
+)
+from sdrt_engines.onnxruntime_providers import devices as provided
+
+logger = logging.getLogger("sdrt")
 
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
@@ -48,6 +70,19 @@ PLAIN: Mapping[str, str] = {"winograd": "none"}
 class OrtOptions:
     """``-O name=value`` when opening.
 
+    On every device but the cpu:
+    provider: options of the execution provider's own, ``key=value,key2=value2``; one that it does not take is an error.
+    fallback: nodes that the provider has no kernel for run on the CPU; otherwise they are an error.
+
+    On cuda:
+    graphs: record a CUDA graph for each size, which later calls launch as one.
+    keep: sizes whose graphs and buffers stay.
+    tf32: compute float32 in products of 10 bits, several times faster.
+    nhwc: convolutions with channels last, as tensor cores take them.
+    search: how cuDNN's algorithms are chosen: by rule, or by timing them all when a size comes first. Timing does not
+    choose the same twice, so that pictures of one seed differ slightly between processes.
+
+    On the cpu:
     prepack: lay weights out for the kernels when loading (faster runs, a second copy of the weights in memory).
     arena: keep freed memory for the next run (faster, higher peak).
     plan: decide when loading which tensors share memory. Planning takes most of a U-Net's load time, and with the arena
@@ -58,6 +93,13 @@ class OrtOptions:
     unpack: make int8 weights float32 when loading (as much memory as fp32), instead of at each run.
     """
 
+    provider: Pairs = NO_PAIRS
+    fallback: bool = False
+    graphs: bool = True
+    keep: int = 4
+    tf32: bool = False
+    nhwc: bool = False
+    search: Literal["heuristic", "exhaustive"] = "heuristic"
     prepack: bool = True
     arena: bool = True
     plan: bool = False
@@ -103,7 +145,8 @@ def devices() -> Sequence[Device]:
             "cpu",
             f"{processor.name()}, {os.cpu_count()} threads, onnxruntime {library.__version__}",
             processor.memory(),
-        )
+        ),
+        *provided(library),
     ]
 
 
@@ -175,48 +218,138 @@ def _save_optimized(
         raise BuildError(f"{name}: onnxruntime {library.__version__} cannot load the graph: {error}") from error
 
 
-def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> OrtSession:
-    if device not in (None, "cpu"):
-        raise unknown_device("onnxruntime", device, devices())
-    return OrtSession(bundle, name, options)
+def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> Session:
+    library = _library()
+    own = parse_options(OrtOptions, options.extra, "onnxruntime")
+    if own.keep < 1:
+        raise InputError(f"onnxruntime: keep is {own.keep}, expected at least 1")
+    chosen = None if device in (None, "cpu") else choose(library, str(device))
+    if device not in (None, "cpu") and chosen is None:
+        raise unknown_device("onnxruntime", str(device), devices())
+    if chosen is None and own.provider:
+        raise InputError("onnxruntime: the cpu takes no provider options", "leave -O provider= out, or name a --device")
+    artifact, word = bundle.component(name).artifact, (device or "cpu").partition(":")[0]
+    if artifact.target not in (None, "any", word):
+        raise DeviceError(
+            f"{name}: was built for {artifact.target}, asked for {word}",
+            "sdrt build ONNX_BUNDLE OUT --engine onnxruntime builds for any device",
+        )
+    if chosen is None:
+        settings = _settings(library, own, options)
+        return OrtSession(library, bundle, name, _session(library, bundle, name, settings, CPU, {}))
+    if options.threads is not None:
+        raise InputError(f"onnxruntime: threads are for the cpu, the device is {device}", "leave them out")
+    if chosen.provider.name == CUDA:
+        return _open_cuda(library, bundle, name, chosen, own, options)
+    settings = _settings(library, own, options)
+    settings.enable_mem_pattern = False  # as DirectML asks for
+    asked = {**chosen.provider.options, **chosen.options, **dict(own.provider)}
+    session = _checked(library, bundle, name, settings, chosen, asked, own)
+    return OrtSession(library, bundle, name, session)
+
+
+def _open_cuda(
+    library: Any, bundle: Bundle, name: str, chosen: Chosen, own: OrtOptions, options: OpenOptions
+) -> CudaSession:  # fmt: skip
+    hint = preload(library)
+    graphs = own.graphs and not own.fallback  # what runs on the CPU cannot be recorded
+
+    def make(stream: int) -> Any:
+        asked = {
+            **chosen.options,
+            "user_compute_stream": str(stream),
+            "enable_cuda_graph": str(int(graphs)),
+            "use_tf32": str(int(own.tf32)),
+            "prefer_nhwc": str(int(own.nhwc)),
+            "cudnn_conv_algo_search": own.search.upper(),
+            # Sizes are few and known: doubling would take up to twice the memory that is needed.
+            "arena_extend_strategy": "kSameAsRequested",
+            **dict(own.provider),
+        }
+        return _checked(library, bundle, name, _settings(library, own, options), chosen, asked, own, hint)
+
+    spec = bundle.component(name)
+    return CudaSession(library, spec, name, chosen.index, make, graphs=graphs, keep=own.keep)
+
+
+def _settings(library: Any, own: OrtOptions, options: OpenOptions) -> Any:
+    settings = library.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = getattr(library.GraphOptimizationLevel, _LEVELS[own.optimization])
+    settings.enable_cpu_mem_arena = own.arena
+    settings.enable_mem_pattern = own.arena
+    settings.enable_mem_reuse = own.plan
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    settings.add_session_config_entry("session.disable_prepacking", "0" if own.prepack else "1")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spin else "0")
+    settings.add_session_config_entry("session.disable_quant_qdq", "1" if own.unpack else "0")
+    # Without it int8 becomes uint8 on x86, by a rewriting that leaves products unfused whose input others share.
+    settings.add_session_config_entry("session.qdqisint8allowed", "1")
+    # Matrix products with int8 weights: 1 computes in float32; the default, 4, would round activations to int8.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return settings
+
+
+def _session(
+    library: Any, bundle: Bundle, name: str, settings: Any, provider: str, asked: Mapping[str, str]
+) -> Any:  # fmt: skip
+    entry = bundle.path(bundle.component(name).artifact.files[0].path)
+    try:
+        # enable_fallback: a provider that fails would be replaced by the CPU, and a message printed.
+        return library.InferenceSession(str(entry), settings, [(provider, dict(asked))], enable_fallback=0)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        said = str(error)
+        if "provider option" in said:
+            raise InputError(
+                f"onnxruntime's {provider} refuses an option: {said.rpartition('Parse ')[2]}",
+                "correct it, or leave it out of -O provider=",
+            ) from error
+        if "assigned to the default CPU EP" in said or "have not been partitioned" in said:
+            raise DeviceError(f"{name}: {provider} has no kernels for all of the graph", _fix(provider)) from error
+        if provider != CPU and "CUDA failure" in said:
+            raise DeviceError(f"{name}: {provider} cannot be used: {said}", "sdrt doctor lists devices") from error
+        raise BundleError(
+            f"{name}: onnxruntime {library.__version__} cannot load {entry.name}: {error}",
+            f"sdrt verify {bundle.root} tells whether the files are damaged",
+        ) from error
+
+
+def _fix(provider: str) -> str:
+    least = "-O fallback=true runs the rest on the CPU"
+    return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target cuda; or {least}" if provider == CUDA else least
+
+
+def _checked(
+    library: Any, bundle: Bundle, name: str, settings: Any, chosen: Chosen, asked: Mapping[str, str], own: OrtOptions,
+    hint: str = "",
+) -> Any:  # fmt: skip
+    """A session that runs where it was asked to."""
+    settings.add_session_config_entry(RECORD, "1")
+    if not own.fallback and chosen.provider.name != CUDA:
+        settings.add_session_config_entry(NO_FALLBACK, "1")
+    session = _session(library, bundle, name, settings, chosen.provider.name, asked)
+    check_provider(name, session, chosen, asked, hint)
+    if left := left_to_cpu(session):
+        text = f"{name}: {chosen.provider.name} has no kernels for {listed(left)}"
+        if not own.fallback:
+            raise DeviceError(text, _fix(chosen.provider.name))
+        logger.warning("%s; the CPU runs them", text)
+    return session
 
 
 class OrtSession:
-    """One graph. Constants are wrapped once; inputs are read in place, outputs are ONNX Runtime's own buffers.
+    """One graph, fed from host memory. Constants are wrapped once, inputs read in place; outputs are ONNX Runtime's.
 
     (np.asarray with an order, as np.ascontiguousarray would make a scalar an array of one.)
     """
 
-    def __init__(self, bundle: Bundle, name: str, options: OpenOptions) -> None:
-        library = _library()
-        own = parse_options(OrtOptions, options.extra, "onnxruntime")
+    def __init__(self, library: Any, bundle: Bundle, name: str, session: Any) -> None:
         self.name = name
         self.spec = bundle.component(name)
-        settings = library.SessionOptions()
-        settings.log_severity_level = 4
-        settings.graph_optimization_level = getattr(library.GraphOptimizationLevel, _LEVELS[own.optimization])
-        settings.enable_cpu_mem_arena = own.arena
-        settings.enable_mem_pattern = own.arena
-        settings.enable_mem_reuse = own.plan
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-        settings.add_session_config_entry("session.disable_prepacking", "0" if own.prepack else "1")
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spin else "0")
-        settings.add_session_config_entry("session.disable_quant_qdq", "1" if own.unpack else "0")
-        # Without it int8 becomes uint8 on x86, by a rewriting that leaves products unfused whose input others share.
-        settings.add_session_config_entry("session.qdqisint8allowed", "1")
-        # Matrix products with int8 weights: 1 computes in float32; the default, 4, would round activations to int8.
-        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        entry = bundle.path(self.spec.artifact.files[0].path)
-        try:
-            self._session = library.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BundleError(
-                f"{name}: onnxruntime {library.__version__} cannot load {entry.name}: {error}",
-                f"sdrt verify {bundle.root} tells whether the files are damaged",
-            ) from error
+        self._session = session
         self._from_numpy = library.OrtValue.ortvalue_from_numpy
-        self._binding = self._session.io_binding()
+        self._binding = session.io_binding()
         self._kept: dict[str, Any] = {}
 
     def prepare(self, sizes: Mapping[str, int]) -> bool:

@@ -1,0 +1,202 @@
+"""ONNX Runtime's session on an NVIDIA GPU: buffers that stay where they are, a stream, a CUDA graph per size.
+
+No engine: what ``onnxruntime.py`` opens on ``cuda:N``. The first call of a size runs some times, the last of them
+recorded; later ones are one launch, which reads and writes the addresses of then. So every size has buffers of its own
+for all inputs and outputs, constants too, and a constant that is bound anew is copied over the old one.
+
+The stream is ours, since copies in it need no waiting in between: two inputs go up, the network runs, its output comes
+down, and the host waits once. Copies from and to ordinary arrays, as ONNX Runtime makes them, wait for each.
+
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sdrt.bundle import MANIFEST, Component, solve
+from sdrt.engine import NUMPY_DTYPES, Array
+from sdrt.errors import BundleError, DeviceError, NumericsError
+from sdrt_engines import cuda
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+_ALONE = threading.Lock()
+"""Held while memory is taken and graphs are recorded: ONNX Runtime records in CUDA's global mode, in which memory that
+any other thread takes ends the recording."""
+
+NO_GRAPH = -1
+"""``gpu_graph_id`` of a call that is neither recorded nor replayed."""
+
+
+def _key(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    return tuple(sorted(shapes.items()))
+
+
+class _Size:
+    """Buffers of one set of shapes: in the GPU's memory, and in host memory that the GPU reads and writes by itself."""
+
+    def __init__(self, spec: Component, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        sizes = solve(spec.inputs, shapes)
+        kinds = {i.name: (shapes[i.name], i.dtype) for i in spec.inputs} | {
+            o.name: (o.at(sizes), o.dtype) for o in spec.outputs
+        }
+        self.shapes = {name: shape for name, (shape, _) in kinds.items()}
+        self.buffers: dict[str, cuda.Buffer] = {}
+        self.staged: dict[str, cuda.Pinned] = {}
+        self.binding: Any = None
+        self.options: Any = None
+        self.graph = NO_GRAPH
+        self.recorded = False
+        self.held: dict[str, int] = {}  # constants, and which binding of them is here
+        try:
+            for name, (shape, dtype) in kinds.items():
+                self.staged[name] = cuda.Pinned(shape, NUMPY_DTYPES[dtype])
+                self.buffers[name] = cuda.Buffer(self.staged[name].array.nbytes, name)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.binding = self.options = None
+        for buffer in self.buffers.values():
+            buffer.close()
+        for staged in self.staged.values():
+            staged.close()
+        self.buffers.clear()
+        self.staged.clear()
+
+
+class CudaSession:
+    """One graph on one GPU. ``make`` is given the stream's address, and makes ONNX Runtime's session.
+
+    graphs: record a CUDA graph per size. keep: sizes whose buffers and graphs are kept; the one used longest ago goes.
+    """
+
+    def __init__(
+        self, library: Any, spec: Component, name: str, index: int, make: Callable[[int], Any], *, graphs: bool,
+        keep: int,
+    ) -> None:  # fmt: skip
+        self.name, self.spec = name, spec
+        self._library, self._index, self._graphs, self._keep = library, index, graphs, keep
+        self._sizes: OrderedDict[Shapes, _Size] = OrderedDict()
+        self._constants: dict[str, tuple[int, Array]] = {}
+        self._numbers = itertools.count(1)
+        cuda.use(index)
+        with _ALONE:
+            self._stream = cuda.Stream()
+            try:
+                self._session = make(self._stream.handle)
+            except BaseException:
+                self._stream.close()
+                raise
+
+    def prepare(self, sizes: Mapping[str, int]) -> bool:
+        """Run the network on zeros, so that its kernels are chosen and its graph is recorded before the first call."""
+        cuda.use(self._index)
+        shapes = {spec.name: spec.at(sizes) for spec in self.spec.inputs}
+        if _key(shapes) in self._sizes:
+            return False
+        size = self._size(shapes)
+        for name in shapes:
+            size.staged[name].array.fill(0)
+            self._stream.upload(size.buffers[name], size.staged[name].array)
+        self._execute(size)
+        self._stream.synchronize()
+        return True
+
+    def bind(self, **constants: Array) -> None:
+        for name, array in constants.items():
+            self._constants[name] = (next(self._numbers), np.array(array, order="C"))
+
+    def run(self, **inputs: Array) -> dict[str, Array]:
+        cuda.use(self._index)
+        given = {name: array for name, (_, array) in self._constants.items()} | inputs
+        size = self._size({name: array.shape for name, array in given.items()})
+        for name, array in given.items():
+            number = self._constants[name][0] if name in self._constants and name not in inputs else 0
+            if number == 0 or size.held.get(name) != number:
+                np.copyto(size.staged[name].array, array)
+                self._stream.upload(size.buffers[name], size.staged[name].array)
+                size.held[name] = number
+        self._execute(size)
+        for spec in self.spec.outputs:
+            self._stream.download(size.staged[spec.name].array, size.buffers[spec.name])
+        self._stream.synchronize()
+        return {spec.name: size.staged[spec.name].array.copy() for spec in self.spec.outputs}
+
+    def _size(self, shapes: Mapping[str, tuple[int, ...]]) -> _Size:
+        key = _key(shapes)
+        if key in self._sizes:
+            self._sizes.move_to_end(key)
+            return self._sizes[key]
+        with _ALONE:
+            while len(self._sizes) >= self._keep:
+                self._release(self._sizes.popitem(last=False)[1])
+            size = _Size(self.spec, shapes)
+            try:
+                self._connect(size)
+            except BaseException:
+                size.close()
+                raise
+        self._sizes[key] = size
+        return size
+
+    def _connect(self, size: _Size) -> None:
+        size.binding = self._session.io_binding()
+        inputs = {spec.name for spec in self.spec.inputs}
+        try:
+            for name, buffer in size.buffers.items():
+                bind = size.binding.bind_input if name in inputs else size.binding.bind_output
+                kind = size.staged[name].array.dtype.type
+                bind(name, "cuda", self._index, kind, list(size.shapes[name]), buffer.address)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{self.name}: the graph is not what {MANIFEST} says: {error}", "sdrt verify tells more"
+            ) from None
+        size.options = self._library.RunOptions()
+        size.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._graphs:
+            size.graph = next(self._numbers)  # never one that was another size's
+        size.options.add_run_config_entry("gpu_graph_id", str(size.graph))
+
+    def _execute(self, size: _Size) -> None:
+        """Put a run into the stream: recorded the first time, or taken one by one where there are no graphs."""
+        try:
+            with contextlib.nullcontext() if size.recorded else _ALONE:
+                self._session.run_with_iobinding(size.binding, size.options)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            said = str(error)
+            if "cuDNN is unavailable" in said:
+                raise DeviceError(
+                    f"{self.name}: onnxruntime finds no cuDNN, without which it has no convolutions on CUDA",
+                    "pip install 'sdrt[ort-gpu]' brings it",
+                ) from error
+            if "Failed to allocate memory" in said or "CUDA failure" in said:
+                raise DeviceError(
+                    f"{self.name}: onnxruntime failed on cuda:{self._index}: {said}",
+                    "a smaller batch or size, or --low-memory, if memory ran out",
+                ) from error
+            raise NumericsError(f"{self.name}: onnxruntime failed while running: {said}") from error
+        size.recorded = size.graph != NO_GRAPH
+
+    def _release(self, size: _Size) -> None:
+        if size.recorded:
+            self._session.release_captured_graph(size.graph)
+        size.close()
+
+    def close(self) -> None:
+        cuda.use(self._index)
+        with _ALONE:
+            while self._sizes:
+                self._release(self._sizes.popitem()[1])
+            self._constants.clear()
+            del self._session
+            self._stream.close()
