@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -12,11 +13,17 @@ import pytest
 from sdrt import DeviceError, EngineUnavailable, InputError, bundle
 from sdrt.engine import NUMPY_DTYPES, BuildOptions, OpenOptions, Session, engine_names, find_engine, open_session
 from sdrt.verify import admitted, measure, passed, reference_cases
+from tests.nvidia import stand_in
 
 OF_FIXED_SIZES = {
     "coreml": BuildOptions(shapes=((72, 64), (64, 64), (72, 136), (136, 72)), target="ios18"),
+    "tensorrt-rtx": BuildOptions(shapes=((72, 64), (64, 64), (72, 136), (136, 72)), batch=3),
 }
 """Engines whose artifacts have no free sizes: those of these tests, and of the reference cases."""
+
+
+ON_A_STAND_IN = ("tensorrt-rtx",)
+"""Engines whose devices are not here, on one of host memory (``tests/nvidia.py``)."""
 
 
 def usable() -> list[str]:
@@ -30,9 +37,12 @@ def usable() -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module", params=usable())
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", params=[*usable(), *ON_A_STAND_IN])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        if request.param in ON_A_STAND_IN:
+            stack.enter_context(stand_in(tmp_path_factory.mktemp("plans")))
+        yield str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def build(library: Library, source: Bundle, name: str, out: Path, options: Build
     target = targets.parsed(library, options.target)
     gpu = _building_gpu(library, target, own)
     recipe = _recipe(library, target, own)
-    profiles = _profiles(source, component, options)
+    profiles = sized(library, source, component, options)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     keeps = own.keep_graph or own.strip
@@ -150,8 +150,11 @@ def _recipe(library: Library, target: str, own: TensorRtBuildOptions) -> plan.Re
     )  # fmt: skip
 
 
-def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tuple[dict[str, DimRange], ...]:
-    """For each size one profile for a single picture and, where there may be more, one for the others.
+def sized(
+    library: Library, source: Bundle, component: Component, options: BuildOptions
+) -> tuple[dict[str, DimRange], ...]:
+    """The profiles: one for each size, and where kernels are chosen while building, one for a single picture and one
+    for the others. (TensorRT-RTX compiles for the batch that it meets, and each profile costs it time and room.)
 
     Guidance runs what sees the prompt with two rows a picture.
     """
@@ -163,6 +166,8 @@ def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tu
     encodes = takes_text and "H" not in symbols
     most, one = (options.batch or 1) * (2 if takes_text else 1), 2 if takes_text else 1
     batches = [DimRange(1, one, one)] + ([DimRange(one + 1, most, most)] if most > one else [])
+    if library.jit:
+        batches = [DimRange(1, most, most)]
     tokens = DimRange(length, length, length if encodes else LONG_PROMPT * length)
     found = []
     for width, height in shapes if {"H", "W"} <= symbols else [(0, 0)]:

@@ -62,11 +62,12 @@ def built(path: Path, target: str = "sm86", sizes: Any = (SIZES,), **recipe: Any
 
 
 @pytest.mark.parametrize(
-    ("target", "precision"), [*((target, "fp16") for target in TARGETS), ("sm75", "fp32"), ("sm89", "fp32")]
+    ("target", "precision"), [*((target, "fp16") for target in TARGETS), ("sm75", "fp32"), ("sm80", "fp32")]
 )
 def test_the_demo_model_for_every_target(target: str, precision: Any, tmp_path: Path) -> None:
-    """All components, two sizes, one plan each. TensorRT has no float32 products for Turing, and says so."""
-    options = BuildOptions(precision=precision, shapes=((64, 64), (128, 64)), batch=2, target=target)
+    """All components, one plan each. TensorRT has no float32 products for Turing, and says so."""
+    shapes = ((64, 64), (128, 64)) if target == "sm89" else ((64, 64),)
+    options = BuildOptions(precision=precision, shapes=shapes, batch=2, target=target)
     if (target, precision) == ("sm75", "fp32"):
         with pytest.raises(BuildError, match="FP32 GEMM is not supported") as caught:
             build(DEMO, tmp_path / "out", "tensorrt-rtx", options)
@@ -86,7 +87,7 @@ def test_the_demo_model_for_every_target(target: str, precision: Any, tmp_path: 
         for figure in artifact.facts["graph_parity"]:
             assert figure["psnr"] is None or figure["psnr"] > (50 if precision == "fp16" else 95), figure
     unet = made.component("unet").artifact.profiles
-    assert [(p["W"].opt, p["B"].min, p["B"].max) for p in unet] == [(64, 1, 2), (64, 3, 4), (128, 1, 2), (128, 3, 4)]
+    assert [(p["W"].opt, p["B"].min, p["B"].max) for p in unet] == [(width, 1, 4) for width, _ in shapes]
 
 
 @pytest.mark.parametrize("kind", ["tiny-sd", "sd2", "sdxl"])
@@ -279,6 +280,22 @@ PROFILES: list[Mapping[str, DimRange]] = [
 def test_the_nearest_profile(sizes: dict[str, int], index: int) -> None:
     """4 rows of 512: what was tuned for twice as many there, not what was for half as many at 768. Ratios decide."""
     assert plan.nearest(PROFILES, sizes) == index
+
+
+def test_a_profile_for_a_single_picture_where_kernels_are_chosen_while_building(bundle: Path) -> None:
+    from sdrt.bundle import load
+    from sdrt_engines.trt.building import sized
+
+    source, options = load(bundle), BuildOptions(shapes=((64, 64), (128, 64), (64, 64)), batch=4)
+
+    def batches(library: Any, name: str) -> list[str]:
+        return [f"{p.get('W', '')} {p['B']}" for p in sized(library, source, source.component(name), options)]
+
+    assert batches(TENSORRT, "unet") == ["64 1..2", "64 3..8", "128 1..2", "128 3..8"]
+    assert batches(TENSORRT, "vae_decoder") == ["64 1", "64 2..4", "128 1", "128 2..4"]
+    assert batches(TENSORRT, "text_encoder") == [" 1..2", " 3..8"]
+    assert batches(TENSORRT_RTX, "unet") == ["64 1..8", "128 1..8"]
+    assert batches(TENSORRT_RTX, "text_encoder") == [" 1..8"]
 
 
 def test_shapes_of_a_profile(bundle: Path) -> None:
