@@ -4,6 +4,7 @@ ONNX Runtime computes a node without kernel on the CPU, with a copy to and fro. 
 function of its Python package, and its documentation lags behind, so the table below was asked for: onnxruntime-gpu
 1.31.1 was given one node of each operator and type at opset 23, and said (``session.record_ep_graph_assignment_info``)
 which provider it gave the node to. An operator's version counts, too: a kernel of Conv's version 11 is none for 22.
+``python -m benchmarks.cuda_kernels`` asks again.
 """
 
 from __future__ import annotations
