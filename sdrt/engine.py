@@ -140,11 +140,17 @@ class Engine(Protocol):
     PLAIN: Mapping[str, str]
     """Build options with which a float32 graph's operators stay what they are, so that their rates can be measured."""
 
+    def elsewhere(self, artifact: Artifact) -> str:
+        """Why what ``build`` just made can be run on another machine only; empty where it can be run here."""
+
     def devices(self) -> Sequence[Device]:
         """Devices usable here, the default one first. EngineUnavailable, which says why, when there is none."""
 
     def build(self, source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
-        """Write component ``name`` of an ONNX bundle for this engine into ``out/<name>/``. BuildError."""
+        """Write component ``name`` of an ONNX bundle for this engine into ``out/<name>/``. BuildError.
+
+        EngineUnavailable where the engine's library is not here, or builds on devices only that are not here.
+        """
 
     def open(self, bundle: Bundle, name: str, device: str | None, options: OpenOptions) -> Session:
         """Load component ``name``. DeviceError for a device that is not there; never another one instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -25,6 +26,8 @@ from sdrt.verify import admitted, measure, passed, reference_cases
 from sdrt_engines.calibration import MEASURED, PROMPTS, RANGES, SCALES, Recorder
 from sdrt_engines.graph.work import counted
 
+logger = logging.getLogger("sdrt")
+
 Report = Callable[[str, str, float], object]
 """(component, what is being done, fraction of the whole in [0, 1])"""
 
@@ -36,13 +39,13 @@ def build(
     """Build every component of an ONNX bundle for ``engine`` into the bundle ``out``.
 
     Each component is opened and held against the reference vectors that its profiles admit; a component that does not
-    compute the same is a BuildError, and no bundle is left. Raises also BundleError, EngineUnavailable, InputError.
+    compute the same is a BuildError, and no bundle is left. What runs on other machines only (``Engine.elsewhere``) is
+    left unchecked, and said to be. Raises also BundleError, EngineUnavailable, InputError.
     """
     options = options or BuildOptions()
     out, found = os.path.abspath(out), bundles.load(source)
     origin = _hashed(replace(found, root=Path(os.path.abspath(found.root))))
     module = find_engine(engine)
-    module.devices()  # an engine that is not usable here says so before anything is written
     _check(origin, options)
     precisions = _precisions(origin, options, engine, module.PRECISIONS)
     recorder = _recorder(origin, options, set(precisions.values()))
@@ -167,6 +170,9 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
         path = component.reference.path if component.reference is not None else f"{name}/reference.npz"
         np.savez(staging / path, **_own_cases(origin, name, component))
         component = replace(component, reference=bundles.record(staging, path))
+    if why := find_engine(component.artifact.engine).elsewhere(component.artifact):
+        logger.warning("%s: not checked, as it cannot be run here (%s); sdrt verify checks it where it can", name, why)
+        return component
     built = Bundle(staging, replace(origin.manifest, components={name: component}, text_encoders=()))
     try:
         checks_on = find_engine(component.artifact.engine).CHECKS_ON

@@ -86,6 +86,10 @@ def _library() -> Any:
     return coremltools
 
 
+def elsewhere(artifact: Artifact) -> str:
+    return ""
+
+
 def devices() -> Sequence[Device]:
     version = _library().__version__
     found = []

@@ -82,8 +82,12 @@ def gpus() -> list[Gpu]:
     if int(status) != 0 or not count:
         held = driver_version()
         why = _said(status) if int(status) != 0 else "the driver knows of none"
-        driver = f"the driver is for CUDA {held}" if held else "no NVIDIA driver is loaded"
-        raise EngineUnavailable(f"no NVIDIA GPU can be used here: {why} ({driver})", "nvidia-smi shows GPUs and driver")
+        raise EngineUnavailable(
+            f"no NVIDIA GPU can be used here: {why} (its driver is for CUDA {held})"
+            if held
+            else "there is no NVIDIA driver here",
+            "nvidia-smi shows GPUs and driver",
+        )
     return [_gpu(runtime, index) for index in range(count)]
 
 

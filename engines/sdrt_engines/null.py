@@ -30,6 +30,10 @@ class NullOptions:
     """The null engine has no options of its own."""
 
 
+def elsewhere(artifact: Artifact) -> str:
+    return ""
+
+
 def devices() -> Sequence[Device]:
     return [Device("null", "no compute; outputs are zeros")]
 

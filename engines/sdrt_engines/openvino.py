@@ -112,6 +112,10 @@ def _core() -> Any:
     return _library().Core()
 
 
+def elsewhere(artifact: Artifact) -> str:
+    return ""
+
+
 def devices() -> Sequence[Device]:
     library = _library()
     found = []

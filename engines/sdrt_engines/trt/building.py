@@ -1,0 +1,244 @@
+"""From a component of an ONNX bundle to a plan in an engine bundle."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, split_dim
+from sdrt.engine import ONNX, BuildOptions, OpenOptions, parse_options
+from sdrt.errors import BuildError, EngineUnavailable, InputError
+from sdrt.verify import admitted, measure, passed
+from sdrt_engines import cuda, onnxruntime
+from sdrt_engines.graph import fix_dims
+from sdrt_engines.graph.external import Weights
+from sdrt_engines.graph.precision import reduce
+from sdrt_engines.graph.shapes import fixed_dims
+from sdrt_engines.graph.storage import float32_graph
+from sdrt_engines.trt import fingerprint, plan, targets
+from sdrt_engines.trt.library import Library
+
+PLAN = "model.plan"
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+
+WRITTEN = ((0.0, 0.1), (0.9, 0.92))
+"""The part of a build, for its report, in which the graph is written: in float32; in another precision, which takes
+measuring first."""
+
+LONG_PROMPT = 4
+"""A prompt may be so many times as long as one text of the encoder's: profiles range up to it."""
+
+
+@dataclass(frozen=True)
+class TensorRtBuildOptions:
+    """``-O name=value`` when building.
+
+    tf32: float32 products with 10-bit mantissas, which GPUs from Ampere on multiply faster; float32 is float32 without.
+    keep_graph: leave the graph that the plan was built from beside it, so that another GPU or version can build it anew
+    (``-O mismatch=rebuild`` when opening). strip: a plan without weights, which come from that graph when it is opened.
+    refit: let weights be replaced: by the same ones, or by any. portable: run in later versions of TensorRT, too.
+    streaming: let weights stay in the host's memory. level: 0 (built fast) to 5 (runs fast). workspace: most MiB for
+    one layer's scratch, 0 for the GPU's. timings: a file in which TensorRT keeps what it timed, for the next build.
+    """
+
+    tf32: bool = False
+    keep_graph: bool = False
+    strip: bool = False
+    refit: Literal["no", "same", "any"] = "no"
+    portable: bool = False
+    streaming: bool = False
+    level: Literal["0", "1", "2", "3", "4", "5"] = "3"
+    workspace: int = 0
+    timings: str = ""
+
+
+def build(library: Library, source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
+    """Write ``<name>/model.plan``. Without a GPU the graph that it is built from is held against the reference here.
+
+    Sizes are the model's own when no shape is given, and the batch is one picture: a plan is fast for what it names.
+    """
+    own = parse_options(TensorRtBuildOptions, options.extra, library.engine)
+    component = source.component(name)
+    if component.artifact.engine != ONNX:
+        fix = "give the bundle that sdrt export wrote"
+        raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
+    library.load()
+    target = targets.parsed(library, options.target)
+    gpu = _building_gpu(library, target, own)
+    recipe = _recipe(library, target, own)
+    profiles = _profiles(source, component, options)
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    keeps = own.keep_graph or own.strip
+    with tempfile.TemporaryDirectory(dir=out, prefix=".tensorrt-") as scratch:
+        stored_at, graph = Path(scratch, "stored"), folder if keeps else Path(scratch, "graph")
+        stored_at.mkdir()
+        graph.mkdir(exist_ok=True)
+        facts = _write_graph(source, component, options, stored_at, graph)
+        if gpu is None:
+            facts["graph_parity"] = _check_graph(source, name, options.precision, graph, profiles)
+        done_by = WRITTEN[options.precision != "fp32"][1]
+
+        def compiled(fraction: float) -> None:
+            options.report("compile", done_by + (1 - done_by) * fraction)
+
+        started = time.perf_counter()
+        made, timings = plan.build(
+            library, graph / GRAPH, recipe, [plan.ranges(component, profile) for profile in profiles], name,
+            timings=_read_timings(own.timings), report=compiled,
+        )  # fmt: skip
+        facts["seconds"] = round(time.perf_counter() - started, 2)
+        (folder / PLAN).write_bytes(made)
+        if own.timings and timings is not None:
+            Path(own.timings).write_bytes(timings)
+    files = [file for file in (PLAN, GRAPH, WEIGHTS) if (folder / file).exists()]
+    return Artifact(
+        engine=library.engine,
+        precision=cast(Precision, options.precision),
+        files=tuple(record(out, f"{name}/{file}") for file in files),
+        target=gpu.target if gpu is not None and target == targets.CURRENT else target,
+        profiles=profiles,
+        built_from=component.artifact.files[0].sha256,
+        facts={
+            **fingerprint.facts(library, gpu, cuda.driver_version() if gpu is not None else ""),
+            "recipe": recipe.facts(), **facts,
+        },
+    )  # fmt: skip
+
+
+def _building_gpu(library: Library, target: str, own: TensorRtBuildOptions) -> cuda.Gpu | None:
+    """The GPU that the plan is built on; None where none is here, and none is needed."""
+    try:
+        gpu = cuda.gpus()[0]
+    except EngineUnavailable as error:
+        if not library.targets:
+            raise EngineUnavailable(
+                f"{library.title} times kernels on the GPU that it builds for, and {error.message}",
+                "--engine tensorrt-rtx builds for named GPUs on any machine",
+            ) from None
+        needing = {"--target current": target == targets.CURRENT, "-O strip=true": own.strip,
+                   "-O refit": own.refit != "no"}  # fmt: skip
+        for what, asked in needing.items():
+            if asked:
+                raise BuildError(
+                    f"{library.title} needs a GPU for {what}, and {error.message}", "leave it out"
+                ) from None
+        return None
+    if not library.targets and target not in (targets.CURRENT, targets.AMPERE_PLUS, gpu.target):
+        raise BuildError(
+            f"{library.title} builds for the GPU that is here, {gpu.target} ({gpu.name}); asked for {target}",
+            "--engine tensorrt-rtx builds for other ones",
+        )
+    return gpu
+
+
+def _recipe(library: Library, target: str, own: TensorRtBuildOptions) -> plan.Recipe:
+    wrong = {"portable": own.portable, "timings": bool(own.timings)} if library.jit else {}
+    for what, asked in wrong.items():
+        if asked:
+            raise BuildError(f"{library.title} has no use for -O {what}", "leave it out, or --engine tensorrt")
+    if own.workspace < 0:
+        raise InputError(f"{library.engine} option workspace: expected 0 or more MiB, got {own.workspace}")
+    return plan.Recipe(
+        target=target, tf32=own.tf32, strip=own.strip, refit=own.refit, portable=own.portable,
+        streaming=own.streaming, level=int(own.level), workspace=own.workspace,
+    )  # fmt: skip
+
+
+def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tuple[dict[str, DimRange], ...]:
+    """For each size one profile for a single picture and, where there may be more, one for the others.
+
+    Guidance runs what sees the prompt with two rows a picture.
+    """
+    symbols = {split_dim(dim)[0] for spec in component.inputs for dim in spec.shape if isinstance(dim, str)}
+    space = source.manifest.latents
+    shapes = dict.fromkeys(options.shapes or ((space.default_width, space.default_height),))
+    length = max((text.max_length for text in source.manifest.text_encoders), default=77)
+    takes_text = "T" in symbols
+    encodes = takes_text and "H" not in symbols
+    most, one = (options.batch or 1) * (2 if takes_text else 1), 2 if takes_text else 1
+    batches = [DimRange(1, one, one)] + ([DimRange(one + 1, most, most)] if most > one else [])
+    tokens = DimRange(length, length, length if encodes else LONG_PROMPT * length)
+    found = []
+    for width, height in shapes if {"H", "W"} <= symbols else [(0, 0)]:
+        for batch in batches:
+            sizes = {"B": batch, "T": tokens}
+            if width:
+                sizes |= {"H": DimRange(height, height, height), "W": DimRange(width, width, width)}
+            found.append({symbol: range_ for symbol, range_ in sizes.items() if symbol in symbols})
+    return tuple(found)
+
+
+def _write_graph(
+    source: Bundle, component: Component, options: BuildOptions, stored_at: Path, folder: Path
+) -> dict[str, Any]:
+    """The graph as TensorRT takes it: in its final types, and with the sizes that are the only ones."""
+    model, weights_at = float32_graph(source, component, stored_at)
+    weights = Weights(model, weights_at)
+    facts: dict[str, Any] = {}
+    if options.precision != "fp32":
+        facts = reduce(model, weights, weights_at, source, component, options)
+    _without_softmax_precision(model)
+    fix_dims(model, fixed_dims(component, options))
+    del model.graph.value_info[:]  # inferred again from the fixed sizes
+    start, end = WRITTEN[options.precision != "fp32"]
+    weights.save(model, folder, lambda done: options.report("write", start + (end - start) * done))
+    return facts
+
+
+def _without_softmax_precision(model: Any) -> None:
+    """TensorRT takes no such attribute: its fused attention sums a softmax in float32 whatever it reads."""
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            for attribute in [a for a in node.attribute if a.name == "softmax_precision"]:
+                node.attribute.remove(attribute)
+
+
+def _check_graph(
+    source: Bundle, name: str, precision: Precision | Mapping[str, Precision], folder: Path,
+    profiles: tuple[Mapping[str, DimRange], ...],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Parity of the graph itself, run by ONNX Runtime on the CPU: what can be known of a plan where no GPU is.
+
+    Empty where none of the reference cases has a size that the plan is built for. BuildError where it computes
+    something else.
+    """
+    component = source.component(name)
+    files = tuple(record(folder, file) for file in (GRAPH, WEIGHTS) if (folder / file).exists())
+    precision = cast(Precision, precision)
+    artifact = Artifact(engine=ONNX, precision=precision, files=files, profiles=profiles)
+    reference = component.reference
+    if reference is None or not any(True for _ in admitted(source, name, profiles)):
+        return []
+    only = {name: replace(component, artifact=artifact)}
+    graph = Bundle(folder, replace(source.manifest, components=only, text_encoders=()))
+    session = onnxruntime.open(graph, name, "cpu", OpenOptions(extra={"prepack": "false", "optimization": "extended"}))
+    try:
+        held = Bundle(source.root, graph.manifest)
+        figures = list(measure(held, name, session))
+    finally:
+        session.close()
+    for parity in figures:
+        if not passed(parity, precision):
+            raise BuildError(
+                f"{name}: the graph in {precision} does not compute what torch computes: {parity.output} at"
+                f" {parity.case} is {parity.max_abs:.3g} off ({parity.psnr} dB)",
+                "--precision fp32; please report it with the output of sdrt doctor",
+            )
+    return [{"case": p.case, "output": p.output, "max_abs": p.max_abs, "psnr": p.psnr} for p in figures]
+
+
+def _read_timings(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"{path}: timings cannot be read: {error.strerror}", "another file, or none") from None

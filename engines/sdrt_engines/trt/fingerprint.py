@@ -1,0 +1,49 @@
+"""What a plan was built for and by, and whether that is what is here: told before anything of it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdrt.bundle import Artifact
+from sdrt.errors import BundleError
+from sdrt_engines.cuda import Gpu
+from sdrt_engines.trt import targets
+from sdrt_engines.trt.library import Library
+
+
+def facts(library: Library, gpu: Gpu | None, driver: str) -> dict[str, Any]:
+    """For the artifact's facts. gpu: the one that it was built on; None where it was built without."""
+    built_on = None if gpu is None else {"gpu": gpu.name, "target": gpu.target, "driver": driver}
+    return {"library": library.module, "version": library.version(), "built_on": built_on}
+
+
+def mismatch(library: Library, artifact: Artifact, gpu: Gpu) -> str:
+    """Why the plan is not for this GPU and this library, in words of both sides; empty where it is.
+
+    BundleError where the artifact does not say what it was built by.
+    """
+    said = artifact.facts
+    recipe = said.get("recipe")
+    if (
+        said.get("library") != library.module
+        or not isinstance(said.get("version"), str)
+        or not isinstance(recipe, dict)
+    ):
+        raise BundleError(
+            f"the artifact does not say which version of {library.module} it was built by", "build it again"
+        )
+    here = library.version()
+    if said["version"] != here and not (recipe.get("portable") is True and _number(said["version"]) <= _number(here)):
+        return f"it was built by {library.title} {said['version']}, here is {here}"
+    if not targets.covers(artifact.target, gpu):
+        return f"it was built for {artifact.target}, here is {gpu.target} ({gpu.name})"
+    built_on = said.get("built_on")
+    exact = recipe.get("target") == targets.CURRENT and not library.targets
+    if exact and isinstance(built_on, Mapping) and built_on.get("gpu") != gpu.name:
+        return f"it was built on {built_on.get('gpu')} for that kind of GPU alone, here is {gpu.name}"
+    return ""
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

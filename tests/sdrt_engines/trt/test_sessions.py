@@ -1,0 +1,427 @@
+"""Plans at work, on a GPU that is not there: ``tests/nvidia.py``."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrt import BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, bundle
+from sdrt.bundle import SHIPPED, Bundle
+from sdrt.engine import BuildOptions, OpenOptions, Session, find_engine, open_session
+from sdrt.metrics import psnr
+from sdrt_engines import cuda
+from sdrt_engines.build import build
+from tests.nvidia import RTX_4090, Gpu, stand_in
+
+DEMO = SHIPPED / "demo"
+SIZES = {"B": 2, "T": 77, "H": 64, "W": 64}
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stand-in keeps the graphs of the plans of this module."""
+    return tmp_path_factory.mktemp("plans")
+
+
+@pytest.fixture
+def gpu(plans: Path) -> Iterator[Gpu]:
+    with stand_in(plans) as machine:
+        yield machine
+        gc.collect()
+        assert machine.cuda.nothing_left(), "something stayed on the GPU"
+
+
+@pytest.fixture(scope="module")
+def built(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    with stand_in(plans):
+        options = BuildOptions(
+            precision="fp16", shapes=((64, 64), (128, 64)), batch=2, extra={"keep_graph": "true"}
+        )  # fmt: skip
+        build(DEMO, out, "tensorrt-rtx", options)
+    return out
+
+
+def opened(root: Path, name: str = "unet", cache: Path | None = None, **extra: str) -> Session:
+    return open_session(bundle.load(root), name, options=OpenOptions(cache=cache, extra=extra))
+
+
+def inputs(held: Bundle, seed: int = 0, **sizes: int) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    made: dict[str, Any] = {}
+    for spec in held.component("unet").inputs:
+        made[spec.name] = generator.standard_normal(spec.at(SIZES | sizes)).astype(np.float32)
+    return made
+
+
+def expected(given: dict[str, Any]) -> Any:
+    session = open_session(bundle.load(DEMO), "unet")
+    try:
+        return session.run(**given)["out_sample"]
+    finally:
+        session.close()
+
+
+def with_facts(root: Path, to: Path, **changes: Any) -> Path:
+    """A copy of a bundle whose U-Net's artifact says something else."""
+    shutil.copytree(root, to)
+    manifest = json.loads((to / "sdrt.json").read_text())
+    artifact = manifest["components"]["unet"]["artifact"]
+    for key, value in changes.items():
+        if key == "target":
+            artifact[key] = value
+        else:
+            artifact["facts"][key] = value
+    (to / "sdrt.json").write_text(json.dumps(manifest))
+    return to
+
+
+def test_devices(gpu: Gpu) -> None:
+    (device,) = find_engine("tensorrt-rtx").devices()
+    assert device.name == "cuda:0"
+    assert device.memory == gpu.cuda.total
+    assert "RTX 4090, sm89, TensorRT-RTX" in device.description
+    assert "CUDA 13.2" in device.description
+
+
+def test_what_is_built_is_checked_on_the_gpu(built: Path) -> None:
+    for component in bundle.load(built).manifest.components.values():
+        assert component.artifact.facts["built_on"] == {
+            "gpu": RTX_4090[0], "target": "sm89", "driver": "13.2"
+        }  # fmt: skip
+        assert "graph_parity" not in component.artifact.facts
+        assert component.artifact.parity
+        assert all(p.psnr is None or p.psnr > 55 for p in component.artifact.parity)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_picture(gpu: Gpu, built: Path, low_memory: bool) -> None:
+    """Through the pipeline: text, guidance, latents fed back, and both sides of guidance at once."""
+    call: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "output_type": "np", "width": 128, "height": 64}
+    with Pipeline.from_pretrained(DEMO) as pipe:
+        reference = pipe("a red star", **call).images
+    with Pipeline.from_pretrained(built, low_memory=low_memory) as pipe:
+        first = pipe("a red star", **call).images
+        launched = gpu.cuda.calls["cudaGraphLaunch"]
+        np.testing.assert_array_equal(first, pipe("a red star", **call).images)  # the decoder made the arena grow
+        copied = gpu.cuda.calls["cudaMemcpyAsync"]
+        np.testing.assert_array_equal(first, pipe("a red star", **call).images)
+    assert psnr(reference, first) > 55
+    assert launched >= 6
+    if not low_memory:  # nothing but what is bound is copied by a call of its own: all other copies are in the graphs
+        assert gpu.cuda.calls["cudaMemcpyAsync"] - copied == 1
+
+
+def test_a_graph_for_each_size(gpu: Gpu, built: Path) -> None:
+    session = opened(built)
+    held = bundle.load(built)
+    small, large = inputs(held), inputs(held, W=128)
+    for given in (small, large, small, large):
+        assert psnr(expected(given), session.run(**given)["out_sample"]) > 55
+    assert gpu.contexts == 2
+    assert gpu.cuda.calls["cudaGraphInstantiate"] >= 2
+    assert gpu.cuda.calls["cudaGraphLaunch"] == 4
+    session.close()
+
+
+def test_prepare_compiles_once(gpu: Gpu, built: Path) -> None:
+    session = opened(built)
+    assert session.prepare(SIZES)
+    assert not session.prepare(SIZES)
+    contexts = gpu.contexts
+    session.run(**inputs(bundle.load(built)))
+    assert gpu.contexts == contexts
+    session.close()
+
+
+def test_without_graphs(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = inputs(bundle.load(built))
+    session = opened(built, graph="false")
+    plain = session.run(**given)["out_sample"]
+    session.close()
+    assert "cudaGraphLaunch" not in gpu.cuda.calls
+    assert not caplog.records
+    gpu.capturable = False
+    session = opened(built)
+    np.testing.assert_array_equal(plain, session.run(**given)["out_sample"])
+    np.testing.assert_array_equal(plain, session.run(**given)["out_sample"])
+    session.close()
+    assert "cannot be recorded as a CUDA graph" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_constants_are_seen_by_what_was_recorded(gpu: Gpu, built: Path) -> None:
+    """Bound anew, with the same shape, after the graph was recorded; unbound inputs in between change too."""
+    session = opened(built)
+    held = bundle.load(built)
+    for seed in (1, 2, 3):
+        given = inputs(held, seed)
+        text = given.pop("encoder_hidden_states")
+        session.bind(encoder_hidden_states=text)
+        text_was = text.copy()
+        text[...] = 0  # bound is bound
+        for step in range(2):
+            given["sample"] = given["sample"] + step
+            made = session.run(**given)["out_sample"]
+            assert psnr(expected({**given, "encoder_hidden_states": text_was}), made) > 55
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 1
+    session.close()
+
+
+def test_other_tokens_are_another_size(gpu: Gpu, built: Path) -> None:
+    session = opened(built)
+    for tokens in (77, 154):
+        given = inputs(bundle.load(built), T=tokens)
+        text = given.pop("encoder_hidden_states")
+        session.bind(encoder_hidden_states=text)
+        assert psnr(expected({**given, "encoder_hidden_states": text}), session.run(**given)["out_sample"]) > 55
+    assert gpu.contexts == 2
+    session.close()
+
+
+def test_activations_are_shared_and_graphs_are_recorded_anew_when_they_move(gpu: Gpu, built: Path) -> None:
+    held = bundle.load(built)
+    session, other = opened(built), opened(built, "vae_decoder")
+    given = inputs(held)
+    before = session.run(**given)["out_sample"]
+    recorded = gpu.cuda.calls["cudaGraphInstantiate"]
+    latents = np.random.default_rng(0).standard_normal((2, 4, 8, 16)).astype(np.float32)
+    other.run(latent_sample=latents)
+    session.prepare(SIZES | {"B": 4, "W": 128})  # more room: the arena moves
+    np.testing.assert_array_equal(before, session.run(**given)["out_sample"])
+    assert gpu.cuda.calls["cudaGraphInstantiate"] > recorded + 1
+    other.run(latent_sample=latents)
+    session.close()
+    assert gpu.cuda.live  # the other one goes on
+    other.run(latent_sample=latents)
+    other.close()
+
+
+def test_no_more_sizes_are_kept_than_asked_for(gpu: Gpu, built: Path) -> None:
+    held = bundle.load(built)
+    session = opened(built, keep="1")
+    for _ in range(2):
+        for width in (64, 128):
+            session.run(**inputs(held, W=width))
+    assert gpu.contexts == 4
+    session.close()
+
+
+def test_the_profile_is_the_nearest(gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import nvidia
+
+    chosen: list[int] = []
+    original = nvidia.Context.set_optimization_profile_async
+
+    def seen(self: Any, index: int, stream: int) -> bool:
+        chosen.append(index)
+        return original(self, index, stream)
+
+    monkeypatch.setattr(nvidia.Context, "set_optimization_profile_async", seen)
+    session = opened(built, keep="9")
+    for sizes in ({"B": 2}, {"B": 4}, {"B": 1, "W": 128}, {"B": 3, "W": 128}):
+        session.prepare(SIZES | sizes)
+    assert chosen == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=r"was built for .*asked for B=5") as caught:
+        session.prepare(SIZES | {"B": 5})
+    assert "sdrt build ONNX_BUNDLE OUT --engine tensorrt-rtx --shape 64x64" in caught.value.fix
+    session.close()
+
+
+def test_two_threads(gpu: Gpu, built: Path) -> None:
+    """Calls of two sessions of one GPU take turns: its arena and its stream are shared."""
+    held = bundle.load(built)
+    sessions = [opened(built), opened(built)]
+    wanted = [s.run(**inputs(held, i))["out_sample"] for i, s in enumerate(sessions)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            if not np.array_equal(sessions[i].run(**inputs(held, i))["out_sample"], wanted[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for session in sessions:
+        session.close()
+
+
+def test_memory_that_runs_out(gpu: Gpu, built: Path) -> None:
+    session = opened(built)
+    gpu.cuda.total = gpu.cuda.used() + 5000
+    with pytest.raises(DeviceError, match=r"cudaMalloc of .* MiB for .* failed: cudaErrorMemoryAllocation") as caught:
+        session.run(**inputs(bundle.load(built)))
+    assert "--low-memory" in caught.value.fix
+    gpu.cuda.total = 8 * 2**30
+    session.run(**inputs(bundle.load(built)))  # nothing was lost
+    session.close()
+
+
+def test_what_a_session_holds(gpu: Gpu, built: Path) -> None:
+    from sdrt_engines import tensorrt_rtx
+
+    session = tensorrt_rtx.open(bundle.load(built), "unet", None, OpenOptions())
+    held = session.memory()
+    assert held["weights"] == 1 << 20  # the stand-in's
+    assert held["tensors"] == 0
+    session.prepare(SIZES)
+    held = session.memory()
+    assert held["activations"] > 1000
+    assert held["weights"] + held["tensors"] + held["activations"] == gpu.cuda.used()
+    session.close()
+
+
+# -- for this machine? ------------------------------------------------------------------------------------------------
+
+
+def test_the_driver_is_asked_before_the_library(plans: Path, built: Path) -> None:
+    """The stand-in's runtime fails where there is no GPU, as the real one does."""
+    with stand_in(plans) as machine:
+        machine.cuda.gpus.clear()
+        with pytest.raises(EngineUnavailable, match="no NVIDIA driver"):
+            opened(built)
+
+
+def test_another_gpu(plans: Path, built: Path, tmp_path: Path) -> None:
+    narrowed = with_facts(built, tmp_path / "narrowed", target="sm86")
+    with (
+        stand_in(plans) as machine,
+        pytest.raises(DeviceError, match=r"built for sm86, here is sm89 \(NVIDIA") as caught,
+    ):
+        opened(narrowed)
+    assert machine.loaded == 0
+    assert "--precision fp16 --shape 64x64 --shape 128x64" in caught.value.fix
+    with (
+        stand_in(plans, ("NVIDIA GeForce RTX 2080", 7, 5)),
+        pytest.raises(DeviceError, match="built for any, here is sm75"),
+    ):
+        opened(built)
+
+
+def test_no_such_gpu(gpu: Gpu, built: Path) -> None:
+    with pytest.raises(DeviceError, match="no device 'cuda:1' here; it has cuda:0"):
+        Pipeline.from_pretrained(built, device="cuda:1")
+    with pytest.raises(InputError, match="no threads"):
+        open_session(bundle.load(built), "unet", options=OpenOptions(threads=2))
+    with pytest.raises(InputError, match="no option 'speed'; known options: graph"):
+        opened(built, speed="9")
+
+
+def test_another_version(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    other = with_facts(built, tmp_path / "other", version="1.6.0.5")
+    with pytest.raises(DeviceError, match=r"built by TensorRT-RTX 1\.6\.0\.5, here is"):
+        opened(other)
+    assert gpu.loaded == 0
+
+
+def test_what_the_library_says_against_it(gpu: Gpu, built: Path) -> None:
+    kinds = gpu.real.EngineInvalidityDiagnostics
+    gpu.validity = (gpu.real.EngineValidity.INVALID, int(kinds.UNSUPPORTED_CC) | int(kinds.OLD_CUDA_DRIVER))
+    with pytest.raises(DeviceError, match="says unsupported cc, old cuda driver"):
+        opened(built)
+    assert gpu.loaded == 0
+
+
+@pytest.mark.parametrize("facts", [{"recipe": None}, {"library": "tensorrt"}, {"version": 3}, {"recipe": {"target": "any", "x": 1}}])  # fmt: skip
+def test_facts_that_are_none(facts: dict[str, Any], gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not say"):
+        opened(with_facts(built, tmp_path / "other", **facts))
+
+
+def test_built_anew_for_another_gpu_and_kept(
+    gpu: Gpu, built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrowed, cache = with_facts(built, tmp_path / "narrowed", target="sm86"), tmp_path / "cache"
+    given = inputs(bundle.load(built))
+
+    def made() -> tuple[Any, int]:
+        before = gpu.plans.built
+        session = opened(narrowed, cache=cache, mismatch="rebuild")
+        try:
+            return session.run(**given)["out_sample"], gpu.plans.built - before
+        finally:
+            session.close()
+
+    first, count = made()
+    assert count == 1
+    assert "built for sm86, here is sm89" in caplog.text
+    assert psnr(expected(given), first) > 55
+    again, count = made()
+    assert count == 0
+    np.testing.assert_array_equal(first, again)
+    for blob in cache.glob("*.blob"):
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    damaged, count = made()
+    assert count == 1
+    np.testing.assert_array_equal(first, damaged)
+
+
+def test_nothing_to_build_it_anew_from(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    narrowed = with_facts(built, tmp_path / "narrowed", target="sm86")
+    manifest = json.loads((narrowed / "sdrt.json").read_text())
+    del manifest["components"]["unet"]["artifact"]["files"][1:]
+    (narrowed / "sdrt.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeviceError, match="-O keep_graph=true"):
+        opened(narrowed, mismatch="rebuild")
+
+
+def test_compiled_kernels_are_kept(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    def kept() -> list[bytes]:
+        session = opened(built, cache=tmp_path)
+        session.prepare(SIZES)
+        session.close()
+        return [path.read_bytes() for path in sorted(tmp_path.glob("*.blob"))]
+
+    assert kept() == [b"k"]
+    assert kept() == [b"kk"]  # what was there was handed over, and what was compiled beside it was added
+
+
+def test_a_plan_that_is_not_one(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(built, tmp_path / "copy"))
+    path = copy / "unet" / "model.plan"
+    path.write_bytes(b"?" * path.stat().st_size)
+    with pytest.raises(BundleError, match=r"cannot load the plan: Serialization assertion"):
+        opened(copy)
+
+
+def test_a_plan_of_other_tensors(gpu: Gpu, built: Path) -> None:
+    from sdrt_engines import tensorrt_rtx
+
+    held = bundle.load(built)
+    unet = held.component("unet")
+    for changed in (
+        replace(unet, inputs=(replace(unet.inputs[0], dtype="f16"), *unet.inputs[1:])),
+        replace(unet, outputs=(*unet.outputs, replace(unet.outputs[0], name="other"))),
+        replace(unet, artifact=replace(unet.artifact, profiles=unet.artifact.profiles[:1])),
+    ):
+        other = Bundle(held.root, replace(held.manifest, components={**held.manifest.components, "unet": changed}))
+        with pytest.raises(BundleError, match="the plan"):
+            tensorrt_rtx.open(other, "unet", None, OpenOptions())
+
+
+def test_portable_plans_carry_code(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    recipe = bundle.load(built).component("unet").artifact.facts["recipe"]
+    portable = with_facts(built, tmp_path / "portable", recipe={**recipe, "portable": True}, version="1.0.0.1")
+    with pytest.raises(BundleError, match="carries a runtime, that is code") as caught:
+        opened(portable)
+    assert "trust=true" in caught.value.fix
+    assert gpu.loaded == 0
+    opened(portable, trust="true").close()
+
+
+def test_cuda_errors_name_the_call(gpu: Gpu) -> None:
+    with pytest.raises(DeviceError, match=r"cudaMalloc of 9536743\.2 MiB for nothing failed"):
+        cuda.Buffer(10**13, "nothing")
