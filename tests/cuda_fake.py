@@ -122,7 +122,7 @@ class Runtime:
     lacks: operators without kernel. WARM: runs of a graph before it is recorded.
     """
 
-    WARM = 2
+    WARM = 1
 
     def __init__(
         self, gpu: Gpu, held: tuple[str, ...] = (CUDA,), lacks: tuple[str, ...] = (), loads: bool = True

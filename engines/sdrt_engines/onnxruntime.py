@@ -32,13 +32,16 @@ from sdrt.engine import (
     unknown_device,
 )  # fmt: skip
 from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
-from sdrt_engines.graph import fix_dims
+from sdrt_engines.graph import fix_dims, fused
+from sdrt_engines.graph.cuda_kernels import argmax_in_float, without_kernel
 from sdrt_engines.graph.external import Weights
+from sdrt_engines.graph.fused import fuse, left_over, save_plain
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims, profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.graph.winograd import winograd
+from sdrt_engines.graph.work import shapes
 from sdrt_engines.onnxruntime_cuda import CudaSession
 from sdrt_engines.onnxruntime_providers import (
     CPU,
@@ -61,6 +64,8 @@ logger = logging.getLogger("sdrt")
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
+TARGETS = ("any", "cuda")
+CUDA_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 CACHES = False
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}
@@ -118,10 +123,13 @@ class OrtBuildOptions:
     """``-O name=value`` when building.
 
     winograd: which 3x3 convolutions of an fp32 build save half of their multiplications, at twice the memory for their
-    filters: all, those of large pictures (at the model's own size, or the largest that is built for), or none.
+    filters: all, those of large pictures (at the model's own size, or the largest that is built for), or none. On the
+    cpu only.
+    fusions: whether a build for cuda uses ONNX Runtime's fused kernels (``graph/fused.py``): all of them, or none.
     """
 
     winograd: Literal["all", "large", "none"] = "large"
+    fusions: Literal["all", "none"] = "none"
 
 
 def _library() -> Any:
@@ -158,10 +166,17 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     if component.artifact.engine != ONNX:
         fix = "give the bundle that sdrt export wrote"
         raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
-    if options.target not in (None, "any"):
+    if options.target not in (None, *TARGETS):
         raise BuildError(
-            f"{name}: onnxruntime's graphs run on any CPU, asked for target {options.target}", "leave it out"
+            f"{name}: onnxruntime builds for {' and '.join(TARGETS)}, asked for target {options.target}", "leave it out"
         )
+    if options.target == "cuda" and options.precision not in CUDA_PRECISIONS:
+        kinds = ", ".join(CUDA_PRECISIONS)
+        raise BuildError(
+            f"{name}: for cuda onnxruntime builds {kinds}; asked for {options.precision}", "choose of them"
+        )
+    if own.fusions != "none" and options.target != "cuda":
+        raise BuildError(f"{name}: fusions are for cuda, the target is {options.target or 'any'}", "--target cuda")
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     dims = fixed_dims(component, options)
@@ -171,7 +186,9 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         rewritten.mkdir()
         model, weights = float32_graph(source, component, stored)
         held = Weights(model, weights)
-        if options.precision == "fp32":
+        if options.target == "cuda":
+            facts = _build_for_cuda(source, name, model, held, weights, folder, own, options)
+        elif options.precision == "fp32":
             facts = winograd(model, held, own.winograd, usual_shapes(source, component, options))
             if facts:
                 held.save(model, rewritten, lambda done: options.report("write", 0.5 * done))
@@ -183,16 +200,50 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
             group_norm_as_instance_norm(model)
             fix_dims(model, dims)
             held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
-    names = ["model.onnx"] + (["model.onnx.data"] if (folder / "model.onnx.data").exists() else [])
+    names = ["model.onnx", *(file for file in ("model.onnx.data", fused.PLAIN) if (folder / file).exists())]
     return Artifact(
         engine="onnxruntime",
         precision=cast(Precision, options.precision),
         files=tuple(record(out, f"{name}/{file}") for file in names),
-        target="any",
+        target=options.target or "any",
         profiles=profiles(component, options),
         built_from=component.artifact.files[0].sha256,
         facts={"onnxruntime": library.__version__, **facts},
     )
+
+
+def _build_for_cuda(
+    source: Bundle, name: str, model: Any, held: Weights, folder: Path, out: Path, own: OrtBuildOptions,
+    options: BuildOptions,
+) -> dict[str, Any]:  # fmt: skip
+    """Save the graph with nothing in it that the CUDA provider leaves to the CPU; the facts of how it was made.
+
+    Not optimised by ONNX Runtime first: without a GPU it would optimise for the CPU.
+    """
+    component = source.component(name)
+    # Several pictures: for one, what has a batch and what is the same for all of a batch look alike.
+    known = shapes(model, usual_shapes(source, component, options, batch=3)) if own.fusions == "all" else {}
+    facts = {} if options.precision == "fp32" else reduce(model, held, folder, source, component, options)
+    argmax_in_float(model)
+    if lacking := without_kernel(model):
+        raise BuildError(
+            f"{name}: onnxruntime's CUDA provider has no kernels for {listed(lacking)} in {options.precision}",
+            "build it for the cpu (without --target), or for another engine",
+        )
+    dims = fixed_dims(component, options)
+    plain, vectors = None, []
+    if own.fusions == "all":
+        plain = type(model)()
+        plain.CopyFrom(model)
+        counts = fuse(model, held, known)
+        facts["fusions"] = {operator: count for operator, count in counts.items() if count}
+        vectors = left_over(plain, model, held)
+    fix_dims(model, dims)
+    held.save(model, out, lambda done: options.report("write", 0.9 + 0.1 * done))
+    if plain is not None and facts["fusions"]:
+        fix_dims(plain, dims)
+        save_plain(plain, model, vectors, out)
+    return facts
 
 
 def _save_optimized(
@@ -229,10 +280,10 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     if chosen is None and own.provider:
         raise InputError("onnxruntime: the cpu takes no provider options", "leave -O provider= out, or name a --device")
     artifact, word = bundle.component(name).artifact, (device or "cpu").partition(":")[0]
-    if artifact.target not in (None, "any", word):
+    if artifact.target not in (None, "any", "cpu") and word not in (artifact.target, "cpu"):
         raise DeviceError(
             f"{name}: was built for {artifact.target}, asked for {word}",
-            "sdrt build ONNX_BUNDLE OUT --engine onnxruntime builds for any device",
+            "sdrt build ONNX_BUNDLE OUT --engine onnxruntime, without --target, builds for any device",
         )
     if chosen is None:
         settings = _settings(library, own, options)
@@ -294,7 +345,9 @@ def _settings(library: Any, own: OrtOptions, options: OpenOptions) -> Any:
 def _session(
     library: Any, bundle: Bundle, name: str, settings: Any, provider: str, asked: Mapping[str, str]
 ) -> Any:  # fmt: skip
-    entry = bundle.path(bundle.component(name).artifact.files[0].path)
+    files = [bundle.path(file.path) for file in bundle.component(name).artifact.files]
+    # Some of the fused kernels are CUDA's alone.
+    entry = next((file for file in files if file.name == fused.PLAIN and provider == CPU), files[0])
     try:
         # enable_fallback: a provider that fails would be replaced by the CPU, and a message printed.
         return library.InferenceSession(str(entry), settings, [(provider, dict(asked))], enable_fallback=0)

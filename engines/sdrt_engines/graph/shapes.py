@@ -38,10 +38,12 @@ def fixed_dims(component: Component, options: BuildOptions) -> dict[str, int]:
     return {dim: -(-sizes[symbol] // divisor) for dim, (symbol, divisor) in split.items() if symbol in sizes}
 
 
-def usual_shapes(source: Bundle, component: Component, options: BuildOptions) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes for one picture of the largest ``--shape``, else of the model's own size."""
+def usual_shapes(
+    source: Bundle, component: Component, options: BuildOptions, batch: int = 1
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """The inputs' shapes for ``batch`` pictures of the largest ``--shape``, else of the model's own size."""
     space = source.manifest.latents
     width, height = max(options.shapes, key=math.prod, default=(space.default_width, space.default_height))
     length = max((text.max_length for text in source.manifest.text_encoders), default=1)
-    sizes = {"B": 1, "T": length, "W": width, "H": height}
+    sizes = {"B": batch, "T": length, "W": width, "H": height}
     return {spec.name: spec.at(sizes) for spec in component.inputs}
