@@ -44,7 +44,7 @@ def as_text(bundle: Bundle) -> str:
     for name, component in facts.components.items():
         artifact = component.artifact
         worst = _worst(component)
-        parity = "not measured" if not artifact.parity else "identical" if worst is None else f"{worst:.1f} dB"
+        parity = _told(component) if not artifact.parity else "identical" if worst is None else f"{worst:.1f} dB"
         sizes = " | ".join(" ".join(f"{s}={r}" for s, r in profile.items()) for profile in artifact.profiles) or "any"
         macs = _macs(bundle, component)
         work = "not counted" if macs is None else common.giga(macs)
@@ -98,6 +98,14 @@ def _precision(artifact: Artifact) -> str:
 
 def _bytes(component: Component) -> int:
     return sum(file.bytes for file in component.artifact.files)
+
+
+def _told(component: Component) -> str:
+    """What is known without parity figures: those of the graph that was built, where it was built for elsewhere."""
+    figures = component.artifact.facts.get("graph_parity")
+    told = [f.get("psnr") for f in figures if isinstance(f, dict)] if isinstance(figures, list) else []
+    decibels = [float(psnr) for psnr in told if isinstance(psnr, (int, float))]
+    return f"not run; its graph {min(decibels):.1f} dB" if decibels else "not measured"
 
 
 def _worst(component: Component) -> float | None:

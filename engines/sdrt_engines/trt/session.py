@@ -35,14 +35,14 @@ DTYPES = {
 class TensorRtOptions:
     """``-O name=value`` when opening.
 
-    graph: record each size's call as a CUDA graph, and launch that. specialize: when TensorRT-RTX compiles kernels for
+    graphs: record each size's call as a CUDA graph, and launch that. specialize: when TensorRT-RTX compiles kernels for
     a size: before its first call, beside the first calls, or never. keep: sizes whose buffers are kept. mismatch: what
     happens with a plan that is not for this GPU or this version: an error, or a plan built anew from the graph that
     ``-O keep_graph=true`` left beside it (kept in the cache where there is one). trust: run the code that a portable
     plan carries.
     """
 
-    graph: bool = True
+    graphs: bool = True
     specialize: Literal["eager", "lazy", "none"] = "eager"
     keep: int = 2
     mismatch: Literal["error", "rebuild"] = "error"
@@ -156,7 +156,7 @@ class TensorRtSession:
         if (index := nearest(profiles, sizes) if profiles else 0) < 0:
             raise InputError(f"{self.name}: no profile admits {dict(shapes)}")
         context = self._context()
-        return _Call(self.name, self._trt, context, index, shapes, self.spec, self._arena, self._options.graph)
+        return _Call(self.name, self._trt, context, index, shapes, self.spec, self._arena, self._options.graphs)
 
     def _context(self) -> Any:
         trt = self._trt

@@ -142,7 +142,7 @@ def test_prepare_compiles_once(gpu: Gpu, built: Path) -> None:
 
 def test_without_graphs(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = inputs(bundle.load(built))
-    session = opened(built, graph="false")
+    session = opened(built, graphs="false")
     plain = session.run(**given)["out_sample"]
     session.close()
     assert "cudaGraphLaunch" not in gpu.cuda.calls
@@ -313,7 +313,7 @@ def test_no_such_gpu(gpu: Gpu, built: Path) -> None:
         Pipeline.from_pretrained(built, device="cuda:1")
     with pytest.raises(InputError, match="no threads"):
         open_session(bundle.load(built), "unet", options=OpenOptions(threads=2))
-    with pytest.raises(InputError, match="no option 'speed'; known options: graph"):
+    with pytest.raises(InputError, match="no option 'speed'; known options: graphs"):
         opened(built, speed="9")
 
 
