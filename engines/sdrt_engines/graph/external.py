@@ -162,5 +162,5 @@ def _write(name: str, dtype: int, array: Array, file: Any) -> Any:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "model.onnx.data"), ("offset", file.tell()), ("length", array.nbytes)):
         tensor.external_data.add(key=key, value=str(value))
-    file.write(array.data)
+    file.write(array.reshape(-1).view(np.uint8).data)  # of some types, bfloat16 among them, numpy gives no buffer
     return tensor

@@ -1,4 +1,4 @@
-"""float16 weights and compute, with float32 islands where float16 overflows or tells nothing any more.
+"""float16 or bfloat16 weights and compute, with float32 islands where either overflows or tells nothing any more.
 
 Which nodes stay in float32 is decided by measured ranges (``graph/ranges.py``), by what is known of an operator's
 inside, and by what the weights hold; see ``_reasons``. Inputs and outputs of the graph stay float32.
@@ -18,8 +18,11 @@ from sdrt.errors import BuildError
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.ranges import Ranges, element_types
 
-FLOAT, HALF = 1, 10
-"""ONNX's numbers of float32 and float16."""
+FLOAT, HALF, BFLOAT = 1, 10, 16
+"""ONNX's numbers of float32, float16 and bfloat16."""
+
+_TYPES = {HALF: ("tensor(float16)", "half"), BFLOAT: ("tensor(bfloat16)", "bfloat")}
+"""As schemas call them, and as what is converted is called here."""
 
 LARGEST = 65504.0
 SMALLEST_NORMAL = 2.0**-14
@@ -57,17 +60,18 @@ _MOVERS = {
 
 def to_half(
     model: Any, weights: Weights, ranges: Ranges, *, upcast_attention: bool = False, islands: bool = True,
-    largest_normed: float = math.inf,
+    largest_normed: float = math.inf, kind: int = HALF,
 ) -> dict[str, Any]:  # fmt: skip
     """Convert a float32 ModelProto in place; returns the facts: what stayed in float32 and why.
 
-    upcast_attention: all attention in float32, as a network's config asks for. islands: False converts everything that
-    has a float16 form; it is there to show what the islands are for. largest_normed: norms that saw a larger magnitude
-    stay in float32, for engines that may not keep a float32 ``stash_type``.
+    kind: HALF or BFLOAT. bfloat16 reaches as far as float32 does, and no range is asked for. upcast_attention: all
+    attention in float32, as a network's config asks for. islands: False converts everything that has a float16 form; it
+    is there to show what the islands are for. largest_normed: norms that saw a larger magnitude stay in float32, for
+    engines that may not keep a float32 ``stash_type``.
     """
     types = element_types(model)
     _check_types(model, types)
-    halves = _Typing(model, types)
+    halves = _Typing(model, types, kind)
     reasons: dict[int, str] = {}
     if islands:
         reasons = _reasons(model, halves, weights, ranges, upcast_attention, largest_normed)
@@ -89,10 +93,11 @@ def _check_types(model: Any, types: Mapping[str, int]) -> None:
 
 
 class _Typing:
-    """Which inputs and outputs of each node can be float16, by the operator's schema."""
+    """Which inputs and outputs of each node can be float16 (or bfloat16), by the operator's schema."""
 
-    def __init__(self, model: Any, types: Mapping[str, int]) -> None:
+    def __init__(self, model: Any, types: Mapping[str, int], kind: int) -> None:
         self.types = types
+        self.kind = kind
         self._versions = {opset.domain: opset.version for opset in model.opset_import}
         self._known: dict[tuple[str, str], Any] = {}
 
@@ -143,10 +148,9 @@ class _Typing:
                 self._known[key] = None
         return self._known[key] if domain == "" else None
 
-    @staticmethod
-    def _takes_half(schema: Any, type_str: str) -> bool:
+    def _takes_half(self, schema: Any, type_str: str) -> bool:
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-        return "tensor(float16)" in allowed.get(type_str, ())
+        return _TYPES[self.kind][0] in allowed.get(type_str, ())
 
 
 def _reasons(
@@ -160,7 +164,9 @@ def _reasons(
     65,504, or all of it is denormal in float16 (an epsilon).
     """
     too_large = {name for name, largest in ranges.largest.items() if largest * MARGIN > LARGEST}
-    bad_weights = {name for name in weights.names() if halves.is_float(name) and _is_lost(weights[name])}
+    bad_weights = set[str]()
+    if halves.kind == HALF:
+        bad_weights = {name for name in weights.names() if halves.is_float(name) and _is_lost(weights[name])}
     makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
     upcast = _attention(model, makers) if upcast_attention else set()
     if upcast_attention and not upcast:
@@ -332,13 +338,13 @@ def _rewrite(model: Any, halves: _Typing, weights: Weights, reasons: Mapping[int
 
     def cast(name: str, dtype: int) -> str:
         if (name, dtype) not in casts:
-            casts[name, dtype] = f"{name}.{'half' if dtype == HALF else 'float'}"
+            casts[name, dtype] = f"{name}.{'float' if dtype == FLOAT else _TYPES[dtype][1]}"
             nodes.append(helper.make_node("Cast", [name], [casts[name, dtype]], to=dtype))
         return casts[name, dtype]
 
     def as_type(name: str, dtype: int) -> str:
         if name in weights:
-            return name if dtype == FLOAT else _half_weight(weights, name)
+            return name if dtype == FLOAT else _half_weight(weights, name, dtype)
         name = renamed.get(name, name)
         return name if dtypes.get(name, FLOAT) == dtype else cast(name, dtype)
 
@@ -350,7 +356,7 @@ def _rewrite(model: Any, halves: _Typing, weights: Weights, reasons: Mapping[int
             if node.op_type in _READERS:
                 node.input[k] = renamed.get(name, name)
             elif halves.is_float(name):
-                node.input[k] = as_type(name, HALF if k in half_inputs else FLOAT)
+                node.input[k] = as_type(name, halves.kind if k in half_inputs else FLOAT)
         nodes.append(node)
         for k in half_outputs:
             name = node.output[k]
@@ -358,14 +364,16 @@ def _rewrite(model: Any, halves: _Typing, weights: Weights, reasons: Mapping[int
                 renamed[name] = node.output[k] = f"{name}.computed"
                 casts[node.output[k], FLOAT] = name
                 nodes.append(helper.make_node("Cast", [node.output[k]], [name], to=FLOAT))
-            dtypes[node.output[k]] = HALF
+            dtypes[node.output[k]] = halves.kind
     del graph.node[:]
     graph.node.extend(nodes)
     return len(casts)
 
 
-def _half_weight(weights: Weights, name: str) -> str:
-    def make() -> NDArray[Any]:
-        return weights[name].astype(np.float16)  # to nearest
+def _half_weight(weights: Weights, name: str, kind: int) -> str:
+    from onnx.helper import tensor_dtype_to_np_dtype
 
-    return weights.declare(f"{name}.half", HALF, weights.dims(name), make)
+    def make() -> NDArray[Any]:
+        return weights[name].astype(tensor_dtype_to_np_dtype(kind))  # to nearest
+
+    return weights.declare(f"{name}.{_TYPES[kind][1]}", kind, weights.dims(name), make)

@@ -13,9 +13,9 @@ from sdrt.engine import BuildOptions
 from sdrt.errors import BuildError
 from sdrt_engines.graph import quantize, ranges
 from sdrt_engines.graph.external import Weights
-from sdrt_engines.graph.half import to_half
+from sdrt_engines.graph.half import BFLOAT, to_half
 
-PRECISIONS = ("fp16", "int8", "w8")
+PRECISIONS = ("fp16", "bf16", "int8", "w8")
 """What ``reduce`` knows beside fp32, which needs no pass."""
 
 
@@ -36,6 +36,8 @@ def reduce(
         upcast = _upcasts_attention(source, component)
         facts = to_half(model, weights, seen, upcast_attention=upcast, largest_normed=largest_normed)
         facts["calibration"] = dict(samples.facts)
+    elif options.precision == "bf16":
+        facts = to_half(model, weights, ranges.Ranges({}, {}), kind=BFLOAT)
     elif options.precision == "int8":
         samples = options.samples()
         found = {t.activation for t in quantize.targets(model, weights) if not t.keep}

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, split_dim
-from sdrt.engine import ONNX, BuildOptions, OpenOptions, parse_options
+from sdrt.engine import ONNX, BuildOptions, parse_options
 from sdrt.errors import BuildError, EngineUnavailable, InputError
-from sdrt.verify import admitted, measure, passed
-from sdrt_engines import cuda, onnxruntime
+from sdrt_engines import cuda
 from sdrt_engines.graph import fix_dims
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.trt import fingerprint, plan, targets
+from sdrt_engines.trt.graph_check import check_graph
 from sdrt_engines.trt.library import Library
 
 PLAN = "model.plan"
@@ -81,7 +80,7 @@ def build(library: Library, source: Bundle, name: str, out: Path, options: Build
         graph.mkdir(exist_ok=True)
         facts = _write_graph(source, component, options, stored_at, graph)
         if gpu is None:
-            facts["graph_parity"] = _check_graph(source, name, options.precision, graph, profiles)
+            facts["graph_parity"] = check_graph(source, name, cast(Precision, options.precision), graph, GRAPH)
         done_by = WRITTEN[options.precision != "fp32"][1]
 
         def compiled(fraction: float) -> None:
@@ -202,40 +201,6 @@ def _without_softmax_precision(model: Any) -> None:
         if node.op_type == "Attention":
             for attribute in [a for a in node.attribute if a.name == "softmax_precision"]:
                 node.attribute.remove(attribute)
-
-
-def _check_graph(
-    source: Bundle, name: str, precision: Precision | Mapping[str, Precision], folder: Path,
-    profiles: tuple[Mapping[str, DimRange], ...],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Parity of the graph itself, run by ONNX Runtime on the CPU: what can be known of a plan where no GPU is.
-
-    Empty where none of the reference cases has a size that the plan is built for. BuildError where it computes
-    something else.
-    """
-    component = source.component(name)
-    files = tuple(record(folder, file) for file in (GRAPH, WEIGHTS) if (folder / file).exists())
-    precision = cast(Precision, precision)
-    artifact = Artifact(engine=ONNX, precision=precision, files=files, profiles=profiles)
-    reference = component.reference
-    if reference is None or not any(True for _ in admitted(source, name, profiles)):
-        return []
-    only = {name: replace(component, artifact=artifact)}
-    graph = Bundle(folder, replace(source.manifest, components=only, text_encoders=()))
-    session = onnxruntime.open(graph, name, "cpu", OpenOptions(extra={"prepack": "false", "optimization": "extended"}))
-    try:
-        held = Bundle(source.root, graph.manifest)
-        figures = list(measure(held, name, session))
-    finally:
-        session.close()
-    for parity in figures:
-        if not passed(parity, precision):
-            raise BuildError(
-                f"{name}: the graph in {precision} does not compute what torch computes: {parity.output} at"
-                f" {parity.case} is {parity.max_abs:.3g} off ({parity.psnr} dB)",
-                "--precision fp32; please report it with the output of sdrt doctor",
-            )
-    return [{"case": p.case, "output": p.output, "max_abs": p.max_abs, "psnr": p.psnr} for p in figures]
 
 
 def _read_timings(path: str) -> bytes | None:
