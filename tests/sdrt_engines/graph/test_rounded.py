@@ -12,8 +12,8 @@ from sdrt.bundle import load
 from sdrt.metrics import psnr
 from sdrt.verify import reference_cases
 from sdrt_engines.graph.external import Weights
-from sdrt_engines.graph.half import BFLOAT, FLOAT, to_half
-from sdrt_engines.graph.ranges import Ranges, element_types
+from sdrt_engines.graph.half import BFLOAT, to_half
+from sdrt_engines.graph.ranges import Ranges
 from sdrt_engines.graph.rounded import rounded
 from sdrt_engines.graph.storage import float32_graph
 
@@ -35,13 +35,15 @@ def test_a_bfloat16_network(name: str, bundle: Path, tmp_path: Path) -> None:
     weights = Weights(model, folder)
     facts = to_half(model, weights, Ranges({}, {}), kind=BFLOAT)
     assert not {island["why"] for island in facts["islands"]} & {"range", "logits", "squares", "weight"}
-    types = element_types(model)
-    made = [
-        types[node.output[0]] for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm", "Attention")
-    ]
-    assert set(made) == {BFLOAT}
+    weighted = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    held = [name for node in weighted for name in node.input if name in weights]
+    assert held
+    assert {weights.dtype(name) for name in held} == {BFLOAT}
     assert all(value.type.tensor_type.elem_type != BFLOAT for value in (*model.graph.input, *model.graph.output))
+    computed = sum(node.op_type in ("Conv", "MatMul", "Gemm", "Attention") for node in model.graph.node)
     rounded(model, weights, tmp_path)
+    casts = [a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute]
+    assert casts.count(BFLOAT) > computed
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for inputs, outputs in reference_cases(source, name).values():
         for output, array in zip(session.get_outputs(), session.run(None, inputs), strict=True):
@@ -70,4 +72,3 @@ def test_rounding_is_where_the_graph_rounds(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     expected = as_bfloat(as_bfloat(given) * as_bfloat(1.1)) * np.float32(1.3)
     np.testing.assert_array_equal(session.run(None, {"x": given})[0], expected)
-    assert FLOAT in element_types(model).values()
