@@ -147,6 +147,8 @@ class TensorRtSession:
                 raise
             if self._compiled is not None:
                 self._compiled.save()
+            held = ", ".join(f"{what} {nbytes / 2**20:.0f} MiB" for what, nbytes in self.memory().items())
+            logger.info("%s on cuda:%d: %s (activations shared)", self.name, self._arena.index, held)
         self._calls.move_to_end(key)
         return call
 

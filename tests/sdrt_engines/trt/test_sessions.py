@@ -267,14 +267,16 @@ def test_memory_that_runs_out(gpu: Gpu, built: Path) -> None:
     session.close()
 
 
-def test_what_a_session_holds(gpu: Gpu, built: Path) -> None:
+def test_what_a_session_holds(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFixture) -> None:
     from sdrt_engines import tensorrt_rtx
 
     session = tensorrt_rtx.open(bundle.load(built), "unet", None, OpenOptions())
     held = session.memory()
     assert held["weights"] == 1 << 20  # the stand-in's
     assert held["tensors"] == 0
-    session.prepare(SIZES)
+    with caplog.at_level("INFO", "sdrt"):
+        session.prepare(SIZES)
+    assert "unet on cuda:0: weights 1 MiB, tensors 0 MiB, activations 0 MiB (activations shared)" in caplog.text
     held = session.memory()
     assert held["activations"] > 1000
     assert held["weights"] + held["tensors"] + held["activations"] == gpu.cuda.used()
