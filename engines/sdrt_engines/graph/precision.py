@@ -15,17 +15,18 @@ from sdrt_engines.graph import quantize, ranges
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.half import BFLOAT, to_half
 
-PRECISIONS = ("fp16", "bf16", "int8", "w8")
+PRECISIONS = ("fp16", "bf16", "fp8", "int8", "w8")
 """What ``reduce`` knows beside fp32, which needs no pass."""
 
 
 def reduce(
     model: Any, weights: Weights, folder: Path, source: Bundle, component: Component, options: BuildOptions, *,
-    weight_bits: int = 8, largest_normed: float = math.inf,
+    weight_bits: int = 8, largest_normed: float = math.inf, half_between: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Rewrite a ModelProto, whose external data lie in ``folder``, for ``options.precision``; returns the facts.
 
     weight_bits: as in ``quantize.to_int8``, for int8. largest_normed: as in ``half.to_half``, for fp16.
+    half_between: what is not quantised is in float16 where it can be, for fp8 and int8.
 
     The graph's inputs and outputs keep their names, types and shapes. Only ONNX's own operators come in.
     """
@@ -38,19 +39,24 @@ def reduce(
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "bf16":
         facts = to_half(model, weights, ranges.Ranges({}, {}), kind=BFLOAT)
-    elif options.precision == "int8":
+    elif options.precision in ("int8", "fp8"):
         samples = options.samples()
         found = {t.activation for t in quantize.targets(model, weights) if not t.keep}
-        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.65))
+        integers = options.precision == "int8"
+        seen = ranges.measure(model, folder, samples.calls, _part(options.report, 0.5, 0.65 if integers else 0.9))
         # Not measured: of an operator whose element types are not known. Infinite: a mask. Both stay float.
         largest = {
             name: seen.largest[name] for name in sorted(found) if math.isfinite(seen.largest.get(name, math.inf))
         }
-        clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
-        facts = quantize.to_int8(
-            model, weights, clips, infinite=found & set(seen.largest) - set(clips), weight_bits=weight_bits
-        )
-        facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
+        if integers:
+            clips = ranges.clipping(model, folder, samples.calls, largest, _part(options.report, 0.65, 0.9))
+            unscaled = found & set(seen.largest) - set(clips)
+            facts = quantize.to_int8(model, weights, clips, infinite=unscaled, weight_bits=weight_bits)
+            facts["clipped"] = sum(clips[name] < largest[name] for name in largest)
+        else:
+            facts = quantize.to_float8(model, weights, largest, infinite=found & set(seen.largest) - set(largest))
+        if half_between:
+            facts |= to_half(model, weights, seen, upcast_attention=_upcasts_attention(source, component))
         facts["calibration"] = dict(samples.facts)
     elif options.precision == "w8":
         facts = quantize.weights_to_int8(model, weights)

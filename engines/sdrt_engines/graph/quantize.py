@@ -1,8 +1,8 @@
-"""int8, in the form that every engine reads: QuantizeLinear and DequantizeLinear of ONNX's own domain.
+"""int8 and float8, in the form that every engine reads: QuantizeLinear and DequantizeLinear of ONNX's own domain.
 
-Weights are int8 with one scale an output channel; activations, where they are quantised, int8 with one scale a tensor.
-Zero points are 0, as TensorRT wants it. What the residual sums carry stays float: only what a convolution or a matrix
-product reads is quantised, once a tensor, however many nodes read it.
+Weights are of eight bits with one scale an output channel; activations, where they are quantised, with one scale a
+tensor. Zero points are 0, as TensorRT wants it. What the residual sums carry stays float: only what a convolution or a
+matrix product reads is quantised, once a tensor, however many nodes read it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,22 @@ from sdrt.errors import BuildError
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.ranges import element_types, step
 
-FLOAT, INT8 = 1, 3
-"""ONNX's numbers of the two types."""
+FLOAT = 1
+"""ONNX's number of float32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A type of eight bits: ONNX's number, its name in the graph, the largest magnitude that is used of it."""
+
+    kind: int
+    name: str
+    levels: int
+
+
+INT8 = Grid(3, "int8", 127)
+FLOAT8 = Grid(17, "float8", 448)
+"""E4M3 without infinities: 4 bits of exponent, 3 of mantissa."""
 
 SCHEME = "symmetric, zero point 0; weights: one scale an output channel"
 """For the artifact's facts."""
@@ -152,18 +166,7 @@ def to_int8(
     is computed in them.
     """
     rewriting = _Rewriting(model, weights)
-    chosen: list[Any] = []
-    kept: list[str] = []
-    for target in targets(model, weights):
-        why = target.keep if keep else ""
-        if not why and target.activation not in clips:
-            why = "infinite" if target.activation in infinite else "unknown type"
-        if why:
-            kept.append(f"{target.node.op_type}: {why}")
-            continue
-        chosen.append(target.node)
-        rewriting.weight(target, weight_bits)
-        rewriting.activation(target, clips[target.activation])
+    chosen, kept = _quantized(rewriting, targets(model, weights), clips, infinite, keep, weight_bits)
     embeddings = [node for node in model.graph.node if _is_embedding(node, weights)]
     for node in embeddings:
         rewriting.embedding(node)
@@ -174,6 +177,43 @@ def to_int8(
         "weight_bits": weight_bits,
         "scheme": f"{SCHEME}; activations: one scale a tensor",
     }
+
+
+def to_float8(
+    model: Any, weights: Weights, largest: Mapping[str, float], *, infinite: Container[str] = ()
+) -> dict[str, Any]:
+    """Weights and activations in float8. In place; returns the facts, as ``to_int8`` does.
+
+    largest: the largest magnitude of each activation that a target reads: floats of eight bits need no clipping for the
+    sake of small values. Embeddings stay float.
+    """
+    rewriting = _Rewriting(model, weights, FLOAT8)
+    chosen, kept = _quantized(rewriting, targets(model, weights), largest, infinite, True, 8)
+    rewriting.finish()
+    return {
+        "quantized": _by_operator(chosen), "kept_float": dict(sorted(Counter(kept).items())),
+        "scheme": "float8 E4M3, up to 448; weights: one scale an output channel; activations: one scale a tensor",
+    }  # fmt: skip
+
+
+def _quantized(
+    rewriting: _Rewriting, found: Iterable[Target], clips: Mapping[str, float], infinite: Container[str], keep: bool,
+    weight_bits: int,
+) -> tuple[list[Any], list[str]]:  # fmt: skip
+    """The nodes that compute in eight bits now, and why others do not."""
+    chosen: list[Any] = []
+    kept: list[str] = []
+    for target in found:
+        why = target.keep if keep else ""
+        if not why and target.activation not in clips:
+            why = "infinite" if target.activation in infinite else "unknown type"
+        if why:
+            kept.append(f"{target.node.op_type}: {why}")
+            continue
+        chosen.append(target.node)
+        rewriting.weight(target, weight_bits)
+        rewriting.activation(target, clips[target.activation])
+    return chosen, kept
 
 
 def _by_operator(nodes: Iterable[Any]) -> dict[str, int]:
@@ -192,9 +232,10 @@ def _is_embedding(node: Any, weights: Weights) -> bool:
 class _Rewriting:
     """Nodes to be added to a graph, each once and behind what it reads."""
 
-    def __init__(self, model: Any, weights: Weights) -> None:
+    def __init__(self, model: Any, weights: Weights, grid: Grid = INT8) -> None:
         self._graph = model.graph
         self._weights = weights
+        self._grid = grid
         self._behind: dict[str, list[Any]] = defaultdict(list)  # by the tensor that they read; "": by none
         self._done: set[str] = set()
 
@@ -205,7 +246,7 @@ class _Rewriting:
         name = f"{target.weight}.dequantized.{target.axis}"
         if name not in self._done:
             self._done.add(name)
-            pair = self._int8(target.weight, target.axis, bits)
+            pair = self._stored(target.weight, target.axis, bits)
             self._behind[""].append(helper.make_node("DequantizeLinear", pair, [name], axis=target.axis))
         target.node.input[1] = name
 
@@ -214,7 +255,7 @@ class _Rewriting:
         from onnx import helper
 
         y = node.output[0]
-        table, scales = self._int8(node.input[0], 1)
+        table, scales = self._stored(node.input[0], 1)
         node.input[0], node.output[0] = table, f"{y}.int8"
         self._behind[node.output[0]].append(helper.make_node("DequantizeLinear", [f"{y}.int8", scales], [y], axis=-1))
 
@@ -225,11 +266,12 @@ class _Rewriting:
         x = target.activation
         if x not in self._done:
             self._done.add(x)
-            scale = self._weights.constant(f"{x}.int8.scale", np.float32(step(clip)))
-            zero = self._weights.constant("int8.zero", np.zeros((), np.int8))
+            grid, kind = self._grid, helper.tensor_dtype_to_np_dtype(self._grid.kind)
+            scale = self._weights.constant(f"{x}.{grid.name}.scale", np.float32(step(clip, grid.levels)))
+            zero = self._weights.declare(f"{grid.name}.zero", grid.kind, (), lambda: np.zeros((), kind))
             self._behind[x] += [
-                helper.make_node("QuantizeLinear", [x, scale, zero], [f"{x}.int8"]),
-                helper.make_node("DequantizeLinear", [f"{x}.int8", scale, zero], [f"{x}.dequantized"]),
+                helper.make_node("QuantizeLinear", [x, scale, zero], [f"{x}.{grid.name}"]),
+                helper.make_node("DequantizeLinear", [f"{x}.{grid.name}", scale, zero], [f"{x}.dequantized"]),
             ]
         target.node.input[0] = f"{x}.dequantized"
 
@@ -244,9 +286,12 @@ class _Rewriting:
         del self._graph.node[:]
         self._graph.node.extend(nodes)
 
-    def _int8(self, name: str, axis: int, bits: int = 8) -> tuple[str, str]:
-        """Names of a float weight's int8 values and of their float32 scales, one an index of ``axis``."""
-        values, levels = self._weights[name], 2 ** (bits - 1) - 1
+    def _stored(self, name: str, axis: int, bits: int = 8) -> tuple[str, str]:
+        """Names of a float weight's values in eight bits and of their float32 scales, one an index of ``axis``."""
+        from onnx.helper import tensor_dtype_to_np_dtype
+
+        grid, values = self._grid, self._weights[name]
+        levels = grid.levels >> (8 - bits)  # of integers with fewer bits
         others = tuple(i for i in range(values.ndim) if i != axis)
         most = np.maximum(values.max(others), -values.min(others))
         if not np.isfinite(most).all():
@@ -255,9 +300,10 @@ class _Rewriting:
         column = scales.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
 
         def make() -> NDArray[Any]:
-            return np.clip(np.rint(self._weights[name] / column), -levels, levels).astype(np.int8)
+            scaled = np.clip(self._weights[name] / column, -levels, levels)
+            return (np.rint(scaled) if grid is INT8 else scaled).astype(tensor_dtype_to_np_dtype(grid.kind))
 
         return (
-            self._weights.declare(f"{name}.int8.{axis}", INT8, values.shape, make),
-            self._weights.constant(f"{name}.int8.{axis}.scale", scales),
+            self._weights.declare(f"{name}.{grid.name}.{axis}", grid.kind, values.shape, make),
+            self._weights.constant(f"{name}.{grid.name}.{axis}.scale", scales),
         )

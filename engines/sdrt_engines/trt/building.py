@@ -186,7 +186,7 @@ def _write_graph(
     weights = Weights(model, weights_at)
     facts: dict[str, Any] = {}
     if options.precision != "fp32":
-        facts = reduce(model, weights, weights_at, source, component, options)
+        facts = reduce(model, weights, weights_at, source, component, options, half_between=True)
     _without_softmax_precision(model)
     fix_dims(model, fixed_dims(component, options))
     del model.graph.value_info[:]  # inferred again from the fixed sizes

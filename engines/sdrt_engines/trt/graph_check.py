@@ -49,7 +49,8 @@ def _measured(source: Bundle, name: str, component: Component, precision: Precis
     files = tuple(record(folder, file.name) for file in sorted(folder.iterdir()))
     only = {name: replace(component, artifact=Artifact(engine=ONNX, precision=precision, files=files))}
     manifest = replace(source.manifest, components=only, text_encoders=())
-    options = OpenOptions(extra={"prepack": "false", "optimization": "extended"})
+    # Unpacked, as ONNX Runtime else puts in operators for float8 that it has no kernels of.
+    options = OpenOptions(extra={"prepack": "false", "optimization": "extended", "unpack": "true"})
     session = onnxruntime.open(Bundle(folder, manifest), name, "cpu", options)
     try:
         return list(measure(Bundle(source.root, manifest), name, session))

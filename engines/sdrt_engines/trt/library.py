@@ -44,7 +44,7 @@ TENSORRT = Library(
     module="tensorrt",
     title="TensorRT",
     install="pip install 'tensorrt>=11,<12' cuda-bindings",
-    precisions=("fp32", "fp16", "bf16", "int8"),
+    precisions=("fp32", "fp16", "bf16", "fp8", "int8"),
 )
 
 TENSORRT_RTX = Library(
@@ -52,7 +52,7 @@ TENSORRT_RTX = Library(
     module="tensorrt_rtx",
     title="TensorRT-RTX",
     install="pip install 'sdrt[tensorrt]'",
-    precisions=("fp32", "fp16", "bf16"),
+    precisions=("fp32", "fp16", "bf16", "fp8"),
     targets=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
     jit=True,
 )
@@ -115,7 +115,9 @@ def speaker(module: Any) -> Any:
 def refused(library: Library, what: str, spoken: Spoken, fix: str = "") -> BuildError:
     """A BuildError of what the library said, and what to do about what it is known to say."""
     text = spoken.why()
-    if "for Turing" in text or "sm75" in text:
+    if "fp8" in text:
+        fix = "GPUs have float8 from Ada on: --target sm89 or later; or --precision fp16"
+    elif "for Turing" in text or "sm75" in text:
         fix = "a GPU from Ampere on (--target sm80 or later), or --precision fp16"
     elif "tactics_tiled_layout" in text:  # float16 attention whose heads are no multiple of 8 wide
         fix = f"leave this component in float32: --precision {what}=fp32 (and the others named beside it)"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from sdrt import bundle as bundles
 from sdrt.metrics import psnr
 from sdrt.verify import reference_cases
 from sdrt_engines.graph.external import Weights
-from sdrt_engines.graph.quantize import SMALL, targets, to_int8, weights_to_int8
+from sdrt_engines.graph.quantize import SMALL, targets, to_float8, to_int8, weights_to_int8
 from sdrt_engines.graph.ranges import measure
 from tests.sdrt_engines.graph.conftest import Node, component, evaluator, make, makers, operators, runtime, saved
 
@@ -59,6 +60,33 @@ def test_activations_without_a_scale_stay_float(tmp_path: Path) -> None:
     assert facts["quantized"] == {"MatMul": 1}
     assert facts["kept_float"] == {"MatMul: infinite": 1, "MatMul: unknown type": 1}
     assert [node.input[1] for node in operators(model, "MatMul")][1:] == ["w", "w"]
+
+
+def test_float8(tmp_path: Path) -> None:
+    """The largest magnitude is the type's own; small values keep three bits of mantissa, which int8 would lose."""
+    x = np.array([[448.0, -3.3, 0.011, 1e-4] * 8], np.float32)
+    nodes = [Node("MatMul", ["x", "w"], ["y"]), Node("MatMul", ["m", "w"], ["z"])]
+    model = make(nodes, {"x": x, "m": [1, 32]}, {"y": [1, 32], "z": [1, 32]}, w=W)
+    weights = Weights(model, tmp_path)
+    facts = to_float8(model, weights, {"x": 448.0}, infinite={"m"})
+    assert facts["quantized"] == {"MatMul": 1}
+    assert facts["kept_float"] == {"MatMul: infinite": 1}
+    held = {t.name: t for t in onnx.load(saved(model, weights, tmp_path / "out")).graph.initializer}
+    assert held["w.float8.1"].data_type == TensorProto.FLOAT8E4M3FN
+    scales = numpy_helper.to_array(held["w.float8.1.scale"])
+    stored = numpy_helper.to_array(held["w.float8.1"]).astype(np.float32)
+    np.testing.assert_array_equal(np.abs(stored).max(0), 448)
+    assert np.abs(stored * scales / W - 1).max() < 2**-4 + 1e-3  # of normal numbers; W holds none so small
+    assert numpy_helper.to_array(held["x.float8.scale"]) == 1
+    zero = held["float8.zero"]
+    assert (zero.data_type, tuple(zero.dims)) == (TensorProto.FLOAT8E4M3FN, ())
+    quantized = np.array([448, -3.25, 0.01171875, 0] * 8, np.float32)[None]  # by hand, from the type's definition
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")  # it would fuse what it has no kernel for
+    path = str(tmp_path / "out" / "model.onnx")
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    got = session.run(["y"], {"x": x, "m": np.zeros((1, 32), np.float32)})[0]
+    np.testing.assert_allclose(got, quantized @ (stored * scales), rtol=1e-4, atol=1e-3)
 
 
 def test_embeddings_in_int8(tmp_path: Path) -> None:

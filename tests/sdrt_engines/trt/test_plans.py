@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,13 @@ def built(path: Path, target: str = "sm86", sizes: Any = (SIZES,), **recipe: Any
 
 @pytest.mark.parametrize(
     ("target", "precision"),
-    [*((target, "fp16") for target in TARGETS), ("sm75", "fp32"), ("sm80", "fp32"), ("sm120", "bf16")],
+    [
+        *((target, "fp16") for target in TARGETS),
+        ("sm75", "fp32"),
+        ("sm80", "fp32"),
+        ("sm120", "bf16"),
+        ("sm120", "fp8"),
+    ],
 )
 def test_the_demo_model_for_every_target(target: str, precision: Any, tmp_path: Path) -> None:
     """All components, one plan each. TensorRT has no float32 products for Turing, and says so."""
@@ -87,7 +94,9 @@ def test_the_demo_model_for_every_target(target: str, precision: Any, tmp_path: 
         assert artifact.parity == ()  # nothing here could run it
         assert artifact.facts["graph_parity"]
         for figure in artifact.facts["graph_parity"]:
-            assert figure["psnr"] is None or figure["psnr"] > {"fp32": 95, "fp16": 50, "bf16": 38}[precision], figure
+            assert (
+                figure["psnr"] is None or figure["psnr"] > {"fp32": 95, "fp16": 50, "bf16": 38, "fp8": 25}[precision]
+            ), figure
     unet = made.component("unet").artifact.profiles
     assert [(p["W"].opt, p["B"].min, p["B"].max) for p in unet] == [(width, 1, 4) for width, _ in shapes]
 
@@ -179,6 +188,45 @@ def test_bfloat16_is_not_for_turing(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="sm75") as caught:
         built(graph(tmp_path, dtype="BFLOAT16"), "sm75")
     assert "sm80" in caught.value.fix
+
+
+def test_float8_is_for_ada_and_later(tmp_path: Path) -> None:
+    options = BuildOptions(precision={"text_encoder": "fp8"}, target="sm86,sm89", shapes=((64, 64),))
+    with pytest.raises(BuildError, match=r"text_encoder: .*fp8") as caught:
+        build(DEMO, tmp_path / "out", "tensorrt-rtx", options)
+    assert "--target sm89" in caught.value.fix
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_what_eight_bits_leave_is_float16(precision: Any, tmp_path: Path) -> None:
+    """Between quantised operators nothing goes through float32 that need not, or TensorRT would not fuse it."""
+    from sdrt.bundle import load
+    from sdrt_engines.build import _recorder
+    from sdrt_engines.graph import load_graph
+    from sdrt_engines.trt.building import _write_graph
+    from sdrt_engines.trt.graph_check import check_graph
+
+    source = load(DEMO)
+    options = BuildOptions(precision=precision, shapes=((64, 64),))
+    recorder = _recorder(source, options, {precision})
+    options = replace(options, samples=lambda: recorder.samples("unet", lambda *_: None))
+    (tmp_path / "stored").mkdir()
+    facts = _write_graph(source, source.component("unet"), options, tmp_path / "stored", tmp_path)
+    assert facts["quantized"]["Conv"] > 20
+    assert facts["quantized"]["MatMul"] > 30
+    model = load_graph(tmp_path / "model.onnx")
+    makers = {name: node for node in model.graph.node for name in node.output}
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    eight = {"fp8": 17, "int8": 3}[precision]
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul") and node.input[1] in makers:
+            weight = makers[node.input[1]]
+            if weight.op_type == "DequantizeLinear":
+                assert kinds[weight.input[0]] == eight
+                assert kinds[weight.input[1]] == 10  # its scale, and so what it makes, is float16
+                assert makers[node.input[0]].op_type == "DequantizeLinear"
+    figures = [figure["psnr"] for figure in check_graph(source, "unet", precision, tmp_path, "model.onnx")]
+    assert min(figures) > {"fp8": 28, "int8": 24}[precision], figures
 
 
 @pytest.mark.parametrize("recipe", [{"refit": "any"}, {"refit": "same"}, {"strip": True}, {"portable": True}])
