@@ -89,7 +89,7 @@ def build(
     _parse(library, trt, parser, graph, what, log.spoken)
     _decomposable(trt, network)
     config = builder.create_builder_config()
-    _configure(trt, config, recipe)
+    _configure(library, trt, config, recipe)
     cache = None
     if timings is not None:
         cache = config.create_timing_cache(timings)
@@ -139,7 +139,7 @@ def _decomposable(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _configure(trt: Any, config: Any, recipe: Recipe) -> None:
+def _configure(library: Library, trt: Any, config: Any, recipe: Recipe) -> None:
     flag = trt.BuilderFlag
     wanted = {
         "TF32": recipe.tf32,
@@ -159,14 +159,13 @@ def _configure(trt: Any, config: Any, recipe: Recipe) -> None:
     config.builder_optimization_level = recipe.level
     if recipe.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace * 2**20)
-    capability = getattr(trt, "ComputeCapability", None)
-    if capability is not None and recipe.target != ANY:
+    if library.targets and recipe.target != ANY:
         names = ["CURRENT"] if recipe.target == CURRENT else recipe.target.upper().split(",")
         config.num_compute_capabilities = len(names)
         for i, name in enumerate(names):
-            if not config.set_compute_capability(getattr(capability, name), i):
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, name), i):
                 raise BuildError(f"{name} is refused as a target", "--target any")
-    elif capability is None and recipe.target != CURRENT:
+    elif not library.targets and recipe.target != CURRENT:
         level = "AMPERE_PLUS" if recipe.target == AMPERE_PLUS else "SAME_COMPUTE_CAPABILITY"
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrt import BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, bundle
+from sdrt import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, bundle
 from sdrt.bundle import SHIPPED, Bundle
 from sdrt.engine import BuildOptions, OpenOptions, Session, find_engine, open_session
 from sdrt.metrics import psnr
@@ -426,3 +426,43 @@ def test_portable_plans_carry_code(gpu: Gpu, built: Path, tmp_path: Path) -> Non
 def test_cuda_errors_name_the_call(gpu: Gpu) -> None:
     with pytest.raises(DeviceError, match=r"cudaMalloc of 9536743\.2 MiB for nothing failed"):
         cuda.Buffer(10**13, "nothing")
+
+
+def test_weights_come_from_the_graph_beside_a_stripped_plan(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    recipe = bundle.load(built).component("vae_encoder").artifact.facts["recipe"]
+    stripped = with_facts(built, tmp_path / "stripped", "vae_encoder", recipe={**recipe, "strip": True})
+    opened(stripped, "vae_encoder").close()
+    assert gpu.refitted == 1
+    graph = stripped / "vae_encoder" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match="not the one that it was built from"):
+        opened(stripped, "vae_encoder")
+    manifest = json.loads((stripped / "sdrt.json").read_text())
+    del manifest["components"]["vae_encoder"]["artifact"]["files"][1:]
+    (stripped / "sdrt.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="no graph is beside it"):
+        opened(stripped, "vae_encoder")
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_there(plans: Path, tmp_path: Path) -> None:
+    """Its API is TensorRT-RTX's, which stands in for it."""
+
+    def build_for(target: str | None) -> Any:
+        options = BuildOptions(shapes=((64, 64),), target=target)
+        (tmp_path / str(target)).mkdir()
+        return find_engine("tensorrt").build(bundle.load(DEMO), "vae_encoder", tmp_path / str(target), options)
+
+    with stand_in(plans):
+        for target, kept in ((None, "sm89"), ("sm89", "sm89"), ("ampere+", "ampere+")):
+            artifact = build_for(target)
+            assert artifact.target == kept
+            assert artifact.facts["built_on"]["gpu"] == RTX_4090[0]
+            assert not find_engine("tensorrt").elsewhere(artifact)
+        with pytest.raises(
+            BuildError, match=r"builds for the GPU that is here, sm89 \(NVIDIA GeForce RTX 4090\); asked"
+        ):
+            build_for("sm90")
+        exact, compatible = build_for("current"), build_for("SM89")
+    with stand_in(plans, ("NVIDIA L4", 8, 9)):
+        assert "for that kind of GPU alone, here is NVIDIA L4" in find_engine("tensorrt").elsewhere(exact)
+        assert not find_engine("tensorrt").elsewhere(compatible)
