@@ -189,7 +189,7 @@ def _measured(
         done = measure.measure(
             plans, {one.name for one in ours}, reference, floor=floor,
             used=measure.used_on(gpu.index) if gpu is not None else None, room=gpu.memory if gpu is not None else None,
-            starts=args.starts, turns=args.rounds, progress=say,
+            warmups=measure.WARMUPS if gpu is not None else 1, starts=args.starts, turns=args.rounds, progress=say,
         )  # fmt: skip
         rows += [*(row for row in missing if row.batch == batch), *done.rows]
         versions |= done.versions
@@ -206,7 +206,7 @@ def _measured(
         commit=machine.commit, width=ask.width, height=ask.height, steps=ask.steps, scheduler=measure.SCHEDULER,
         guidance_scale=measure.GUIDANCE, starts=args.starts, turns=args.rounds, paired=paired, rows=tuple(rows),
         flops=peak, loop=measure.loop(onnx, ask, args.rounds, say),
-        versions=versions | facts.versions(("numpy", "cuda-bindings")), warnings=tuple(dict.fromkeys(warnings)),
+        versions=versions | facts.versions(("numpy", "cuda-bindings", "onnxruntime-gpu")), warnings=tuple(dict.fromkeys(warnings)),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from sdrt import bundle as bundles
 from sdrt import processor
 from sdrt.bench import facts
 from sdrt.bench.process import TAIL, worker_environment
-from sdrt.bundle import SHIPPED, Bundle, solve
+from sdrt.bundle import SHIPPED, Bundle, Precision, solve
 from sdrt.engine import NUMPY_DTYPES, BuildOptions, OpenOptions, find_engine, open_session
 from sdrt.errors import EngineUnavailable, SdrtError
 from sdrt.verify import measure, passed, reference_cases
@@ -33,6 +33,7 @@ from sdrt_engines import cuda
 from sdrt_engines.build import build
 
 DEMO = SHIPPED / "demo"
+PRECISION: Precision = "fp16"
 SECONDS = 900
 """Longer than this, no check takes."""
 MARK = "sdrt-check "
@@ -73,10 +74,10 @@ def _need(engine: str, device: str) -> None:
         raise Skipped(f"{engine} has no {device} here; it has {', '.join(held)}")
 
 
-def _demo(here: Here, engine: str, target: str | None = None, precision: Any = "fp16", **extra: str) -> Bundle:
+def _demo(here: Here, engine: str, target: str | None = None, **extra: str) -> Bundle:
     """The demo model, built for all sizes of its reference vectors; once for the same options. It is not checked."""
     _need(engine, here.device)
-    words = "-".join((engine, precision, *([target] if target else []), *(f"{k}-{v}" for k, v in extra.items())))
+    words = "-".join((engine, PRECISION, *([target] if target else []), *(f"{k}-{v}" for k, v in extra.items())))
     folder = here.out / words
     if not (folder / bundles.MANIFEST).is_file():
         origin = bundles.load(DEMO)
@@ -88,7 +89,7 @@ def _demo(here: Here, engine: str, target: str | None = None, precision: Any = "
             sizes = solve(specs, {tensor: array.shape for tensor, array in inputs.items()})
             shapes[sizes["W"], sizes["H"]] = None
             most = max(most, sizes["B"])
-        options = BuildOptions(precision, tuple(shapes), most, target, extra=extra)
+        options = BuildOptions(PRECISION, tuple(shapes), most, target, extra=extra)
         build(DEMO, folder, engine, options)
     return bundles.load(folder)
 

@@ -34,6 +34,9 @@ SCHEDULER = "DPM++ 2M"
 GUIDANCE = 7.5
 REFERENCE = "diffusers fp32"
 EAGER = "diffusers eager"
+WARMUPS = 3
+"""Batches before the first that counts. torch.compile's CUDA graphs take as many for what runs once a picture: it is
+compiled in the first, recorded in the second, replayed from the third on."""
 ROOM = 0.9
 """Share of a card's memory that all processes together may take, for them to stay loaded between their turns."""
 
@@ -139,8 +142,8 @@ class Alone:
     versions: Mapping[str, str]
 
 
-def alone(plan: Plan, used: Callable[[], int] | None) -> Alone:
-    """Load, make two batches, and watch the card's memory. SdrtError where it fails."""
+def alone(plan: Plan, used: Callable[[], int] | None, batches: int = 1) -> Alone:
+    """Load, make so many batches, and watch the card's memory. SdrtError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pictures.npy"
         with contextlib.ExitStack() as stack:
@@ -149,7 +152,8 @@ def alone(plan: Plan, used: Callable[[], int] | None) -> Alone:
             sampler = stack.enter_context(MemorySampler(process.pid))
             versions = process.ask(plan.loading())["versions"]
             process.ask(plan.running(str(file)))
-            process.ask(plan.running())
+            for _ in range(batches - 1):
+                process.ask(plan.running())
         pictures = np.load(file)
     if not np.isfinite(pictures).all():
         raise SdrtError(f"{plan.name}: its pictures have values that are not finite")
@@ -178,7 +182,7 @@ class Measured:
 
 def measure(
     plans: Sequence[Plan], ours: set[str], reference: Plan, *, floor: float | None,
-    used: Callable[[], int] | None, room: int | None, starts: int, turns: int, progress: Progress,
+    used: Callable[[], int] | None, room: int | None, warmups: int, starts: int, turns: int, progress: Progress,
 ) -> Measured:  # fmt: skip
     """All plans, of one batch size. A plan that fails has a row that says why. room: bytes of the card's memory."""
     batch = reference.settings.batch
@@ -195,7 +199,7 @@ def measure(
     for plan in plans:
         progress(f"{plan.name}: pictures and memory")
         try:
-            made[plan.name] = alone(plan, used)
+            made[plan.name] = alone(plan, used, warmups)
             versions |= made[plan.name].versions
         except SdrtError as error:
             failures[plan.name] = error.message
@@ -206,7 +210,7 @@ def measure(
     if left:
         try:
             report = alternate(
-                left, warmups=1, iterations=turns, processes=starts, memory=False, machine=False, resident=resident,
+                left, warmups=warmups, iterations=turns, processes=starts, memory=False, machine=False, resident=resident,
                 progress=progress,
             )  # fmt: skip
             failures |= report.failures

@@ -146,7 +146,7 @@ def _summary(found: Findings) -> Iterator[str]:
 
 def _how(found: Findings) -> str:
     turns = (
-        f"{found.starts} fresh processes of {found.turns} batches each after a warm-up (n={found.starts * found.turns})"
+        f"{found.starts} fresh processes of {found.turns} batches each after warming up (n={found.starts * found.turns})"
     )
     order = "all loaded, in turn" if found.paired else "one after another, as the card has no room for all"
     return (
@@ -179,8 +179,8 @@ def _section(found: Findings) -> Iterator[str]:
         yield f"\nA step of the loop around an engine that computes nothing: {told}."
     by = sorted({row.vram_by for row in found.rows if row.vram_by})
     if by:
-        told = "of a process alone, its context included, until its second batch is done"
-        yield f"\nPeak VRAM is {told}; by {', '.join(by)}."
+        told = "of a process alone, its context and its warming up included"
+        yield f"\nPeak VRAM is {told}; told by {', '.join(by)}."
     for warning in found.warnings:
         yield f"\nWarning: {plain(warning)}."
 
