@@ -13,15 +13,31 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2] / "sdrt" / "bench"))
 from serve import serve  # type: ignore[import-not-found]
 
-__all__ = ["clock", "expect", "expect_ddim", "expect_size", "loaded", "serve"]
+__all__ = ["SCHEDULERS", "clock", "expect", "expect_ddim", "expect_size", "loaded", "scheduler_of", "serve"]
 
 clock = time.perf_counter
 
 
-def expect(device: str | None, streams: int, options: Mapping[str, Any], *known: str) -> None:
-    """ValueError for another device than the CPU, more than one stream, or an option that is not known."""
-    if device not in (None, "cpu"):
-        raise ValueError(f"device is {device}: the peers are compared on the CPU")
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "DPM++ 2M": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "use_karras_sigmas": False},
+    ),
+}
+"""By sdrt's name: diffusers' class, and what is set of it whatever the checkpoint's config says."""
+
+
+def expect(
+    device: str | None, streams: int, options: Mapping[str, Any], *known: str, cuda: bool = False
+) -> None:  # fmt: skip
+    """ValueError for another device than the CPU, more than one stream, or an option that is not known.
+
+    cuda: ``cuda:0``, ``cuda:1`` … are devices, too.
+    """
+    word, _, number = (device or "cpu").partition(":")
+    if not (device in (None, "cpu") or (cuda and word == "cuda" and number.isdecimal())):
+        raise ValueError(f"device is {device}: this peer is compared on {'cpu and cuda:N' if cuda else 'the CPU'}")
     if streams != 1:
         raise ValueError(f"{streams} streams: a peer makes one batch at a time")
     if unknown := sorted(set(options) - set(known)):
@@ -32,6 +48,14 @@ def expect_ddim(scheduler: str) -> None:
     """ValueError for another scheduler than the one that every peer has."""
     if scheduler.upper() not in ("DDIM", "DDIMSCHEDULER"):
         raise ValueError(f"scheduler is {scheduler}: the peers are compared under DDIM")
+
+
+def scheduler_of(scheduler: str) -> tuple[str, Mapping[str, Any]]:
+    """diffusers' class and options for sdrt's name of a scheduler, or for the class's. ValueError for another one."""
+    for name, (kind, options) in SCHEDULERS.items():
+        if scheduler.upper() in (name.upper(), kind.upper()):
+            return kind, options
+    raise ValueError(f"scheduler is {scheduler}: the peers are compared under {' and '.join(SCHEDULERS)}")
 
 
 def expect_size(fixed: tuple[int, int, int], width: int, height: int, batch: int) -> None:

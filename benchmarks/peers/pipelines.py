@@ -6,26 +6,75 @@ Stages are seen by wrapping what the loop calls, on the loaded pipeline's own ob
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
-from common import clock, expect_ddim  # type: ignore[import-not-found]
+from common import clock, scheduler_of  # type: ignore[import-not-found]
+
+
+class Timeline(Protocol):
+    """Marks at moments, and the seconds between two of them, which are asked for when all is done."""
+
+    def mark(self) -> Any:
+        """Now."""
+
+    def settle(self) -> None:
+        """Wait until everything that was asked for is done."""
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds."""
+
+
+class Host:
+    """Work is done when a call returns: the processor's clock."""
+
+    def mark(self) -> Any:
+        return clock()
+
+    def settle(self) -> None:
+        pass
+
+    def between(self, start: Any, end: Any) -> float:
+        return float(end - start)
+
+
+class Cuda:
+    """Work is queued when a call returns. Marks are CUDA events in the same queue: they tell when the GPU got there.
+
+    Waiting for the GPU at every mark instead would leave it idle after each, and be charged to the peer.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._torch, self._device = torch, torch.device(device)
+
+    def mark(self) -> Any:
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record(self._torch.cuda.current_stream(self._device))
+        return event
+
+    def settle(self) -> None:
+        self._torch.cuda.synchronize(self._device)
+
+    def between(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end)) / 1e3  # it tells milliseconds
 
 
 class Watched:
-    """A loaded pipeline under DDIM (the checkpoint's betas and spacing), whose parts are timed.
+    """A loaded pipeline, whose parts are timed, under a scheduler with the checkpoint's betas and spacing.
 
     ``post`` is diffusers' conversion to numpy. A step goes from one ``callback_on_step_end`` to the next, the first
     from the making of the progress bar, which is the last thing before the loop.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        from diffusers import DDIMScheduler
-
+    def __init__(self, pipe: Any, timeline: Timeline | None = None) -> None:
         self._pipe = pipe
-        self._seconds: dict[str, list[float]] = {}
-        self._marks: list[float] = []
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self._timeline: Timeline = timeline or Host()
+        self._spans: dict[str, list[tuple[Any, Any]]] = {}
+        self._marks: list[Any] = []
+        self._config = pipe.scheduler.config
         pipe.set_progress_bar_config(disable=True)
         # A tokenizer is called by its class's __call__, which an attribute of the object would not hide.
         tokenizer = type(pipe.tokenizer)
@@ -54,8 +103,10 @@ class Watched:
         """One batch, as ``serve`` answers it. Picture i starts from the noise of seed + i."""
         import numpy as np
 
-        expect_ddim(scheduler)
-        self._seconds, self._marks = {}, []
+        kind, options = scheduler_of(scheduler)
+        self._pipe.scheduler = getattr(import_module("diffusers"), kind).from_config(self._config, **options)
+        self._spans, self._marks = {}, []
+        self._timeline.settle()
         started = clock()
         made = self._pipe(
             prompt=prompt,
@@ -69,33 +120,36 @@ class Watched:
             callback_on_step_end=self._mark,
             output_type="np",
         )
+        self._timeline.settle()
         total = clock() - started
         if save is not None:
             np.save(save, made.images.astype(np.float32))
-        sample: dict[str, Any] = {name: sum(spans) for name, spans in self._seconds.items() if name != "network"}
-        sample["network"] = self._seconds["network"]
-        sample["steps"] = [after - before for before, after in pairwise(self._marks)]
+        between = self._timeline.between
+        seconds = {name: [between(*span) for span in spans] for name, spans in self._spans.items()}
+        sample: dict[str, Any] = {name: sum(spans) for name, spans in seconds.items() if name != "network"}
+        sample["network"] = seconds["network"]
+        sample["steps"] = [between(before, after) for before, after in pairwise(self._marks)]
         return {"samples": [{"total": total, **sample}], "wall": total}
 
     def _timed(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started = clock()
+            started = self._timeline.mark()
             try:
                 return call(*args, **kwargs)
             finally:
-                self._seconds.setdefault(stage, []).append(clock() - started)
+                self._spans.setdefault(stage, []).append((started, self._timeline.mark()))
 
         return timed
 
     def _marked(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def marked(*args: Any, **kwargs: Any) -> Any:
-            self._marks.append(clock())
+            self._marks.append(self._timeline.mark())
             return call(*args, **kwargs)
 
         return marked
 
     def _mark(self, pipe: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-        self._marks.append(clock())
+        self._marks.append(self._timeline.mark())
         return arguments
 
 

@@ -95,13 +95,14 @@ def _settings(pipe: Pipeline, request: GenerationRequest) -> Settings:
 
 def alternate(
     plans: Mapping[str, Plan], *, warmups: int = 1, iterations: int = 5, processes: int = 1, memory: bool = True,
-    machine: bool = True, command: str = "", progress: Progress = lambda _: None,
+    machine: bool = True, resident: bool | None = None, command: str = "", progress: Progress = lambda _: None,
 ) -> Report:  # fmt: skip
     """Measure each plan (by name), in alternation, and compare each with the first one that does the same work.
 
     Each is loaded once with cold files and watched for memory; then timed, in ``processes`` fresh starts of ``warmups``
     and ``iterations`` batches. memory=False leaves the first part out, the cold start with it. machine: measure what
-    the machine can do. progress is called ``steps(...)`` times.
+    the machine can do. resident: whether all stay loaded, and take turns batch by batch; None: if main memory has room
+    for all, as far as that was measured. progress is called ``steps(...)`` times.
 
     A plan that fails is left out, and told under ``failures``. Raises its SdrtError, which names the plan, when all do;
     EngineUnavailable without psutil; InputError for counts out of range.
@@ -113,7 +114,7 @@ def alternate(
         for name, plan in plans.items():
             with taken[name].failing():
                 measure_memory(plan, taken[name], progress)
-    resident = len(plans) > 1 and fits_in_memory(taken.values())
+    resident = len(plans) > 1 and (fits_in_memory(taken.values()) if resident is None else resident)
     interference = take_turns(
         plans, taken, warmups=warmups, iterations=iterations, processes=processes, resident=resident, progress=progress
     )
