@@ -206,7 +206,8 @@ def _measured(
         commit=machine.commit, width=ask.width, height=ask.height, steps=ask.steps, scheduler=measure.SCHEDULER,
         guidance_scale=measure.GUIDANCE, starts=args.starts, turns=args.rounds, paired=paired, rows=tuple(rows),
         flops=peak, loop=measure.loop(onnx, ask, args.rounds, say),
-        versions=versions | facts.versions(("numpy", "cuda-bindings", "onnxruntime-gpu")), warnings=tuple(dict.fromkeys(warnings)),
+        versions=versions | facts.versions(("numpy", "cuda-bindings", "onnxruntime-gpu")),
+        warnings=tuple(dict.fromkeys(warnings)),
     )  # fmt: skip
 
 

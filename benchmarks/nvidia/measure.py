@@ -210,8 +210,8 @@ def measure(
     if left:
         try:
             report = alternate(
-                left, warmups=warmups, iterations=turns, processes=starts, memory=False, machine=False, resident=resident,
-                progress=progress,
+                left, warmups=warmups, iterations=turns, processes=starts, memory=False, machine=False,
+                resident=resident, progress=progress,
             )  # fmt: skip
             failures |= report.failures
             warnings += report.warnings

@@ -145,9 +145,7 @@ def _summary(found: Findings) -> Iterator[str]:
 
 
 def _how(found: Findings) -> str:
-    turns = (
-        f"{found.starts} fresh processes of {found.turns} batches each after warming up (n={found.starts * found.turns})"
-    )
+    turns = f"{found.starts} fresh processes, warmed up, of {found.turns} batches each (n={found.starts * found.turns})"
     order = "all loaded, in turn" if found.paired else "one after another, as the card has no room for all"
     return (
         f"{turns}, {order}. Medians, ± half the interquartile range; ratios are times over its, with intervals that"

@@ -31,6 +31,7 @@ from sdrt.bundle import (
     record,
 )
 from sdrt.engine import ONNX, BuildOptions, Engine, OpenOptions, Samples, find_engine, open_session
+from sdrt.errors import BuildError
 from sdrt_engines.graph.work import count
 
 SECONDS = 1.0
@@ -72,6 +73,9 @@ def rates(
         for kind, chain in (("convolution", _convolutions), ("matmul", _products)):
             bundle, flop = _bundle(Path(folder) / kind, *chain(size or Size()))
             if precision != "fp32" or ONNX not in module.OPENS:
+                if precision not in module.PRECISIONS:
+                    kinds = ", ".join(module.PRECISIONS)
+                    raise BuildError(f"{engine} builds {kinds}; asked for precision {precision}", "choose one of them")
                 bundle = _built(module, bundle, Path(folder) / f"{kind}-built", precision)
             found[kind] = flop / _best_time(bundle, engine, device, options, seconds)
     return found

@@ -127,7 +127,7 @@ BAD = [
     generate("option unknown", "-O", "warp=9", said="null has no option 'warp'", fix=False),
     generate(
         "option unknown to ORT", "--engine", "onnxruntime", "-O", "warp=9", fix=False,
-        said="onnxruntime has no option 'warp'; known options: prepack (default True)",
+        said="onnxruntime has no option 'warp'; known options: provider (default ())",
     ),
     generate(
         "option of a wrong type", "--engine", "onnxruntime", "-O", "arena=maybe", fix=False,

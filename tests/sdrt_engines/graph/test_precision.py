@@ -37,7 +37,7 @@ def test_attention_of_sd2_stays_float(copied: Path) -> None:
 def test_no_samples_and_no_pass(bundle: Path) -> None:
     held = bundles.load(bundle)
     model, weights, folder = component(bundle, "vae_decoder")
-    for precision, message in (("int8", "were not recorded"), ("w4", "no pass; there are fp16, bf16, int8, w8")):
+    for precision, message in (("int8", "were not recorded"), ("w4", "no pass; there are fp16, bf16, fp8, int8, w8")):
         options = BuildOptions(precision=precision)  # type: ignore[arg-type]
         with pytest.raises(BuildError, match=message):
             reduce(model, weights, folder, held, held.component("vae_decoder"), options)
