@@ -33,6 +33,9 @@ class Ready:
     def run(self, **inputs: Any) -> dict[str, Any]:
         return self.answer
 
+    def memory(self) -> None:
+        return None
+
     def close(self) -> None:
         pass
 

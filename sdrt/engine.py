@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -48,6 +48,30 @@ class Device:
     name: str
     description: str
     memory: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes that one session holds on its device.
+
+    tensors: inputs and outputs, of all sizes that are kept. activations: what the network works in, the session's own.
+    shared: the same, where all sessions of the device work in one place, of which each of them tells.
+    """
+
+    weights: int
+    tensors: int
+    activations: int = 0
+    shared: int = 0
+
+    @staticmethod
+    def together(held: Iterable[DeviceMemory]) -> dict[str, int]:
+        """Bytes of several sessions, by ``weights``, ``activations``, ``tensors``; empty where there is none."""
+        known = list(held)
+        if not known:
+            return {}
+        activations = sum(one.activations for one in known) + max(one.shared for one in known)
+        weights, tensors = sum(one.weights for one in known), sum(one.tensors for one in known)
+        return {"weights": weights, "activations": activations, "tensors": tensors}
 
 
 @dataclass(frozen=True)
@@ -114,6 +138,9 @@ class Session(Protocol):
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """Compute all outputs; the caller owns the arrays."""
+
+    def memory(self) -> DeviceMemory | None:
+        """What it holds now of a device's own memory; None where it computes in main memory, or cannot tell."""
 
     def close(self) -> None:
         """Free what the session holds; it cannot be run any more."""
@@ -333,6 +360,9 @@ class WidenedSession:
         outputs = self._session.run(**self._rounded(inputs))
         return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in outputs.items()}
 
+    def memory(self) -> DeviceMemory | None:
+        return self._session.memory()
+
     def close(self) -> None:
         self._session.close()
 
@@ -393,6 +423,10 @@ class CheckedSession:
             if _kinds(outputs) != self._outputs:
                 self._check_outputs(outputs)
             return outputs
+
+    def memory(self) -> DeviceMemory | None:
+        with self._lock:
+            return self._opened().memory()
 
     def close(self) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from sdrt import by_component, image, schedulers
 from sdrt.bundle import Bundle, TensorSpec
 from sdrt.engine import (
     NUMPY_DTYPES,
+    DeviceMemory,
     OpenOptions,
     Session,
     check_profiles,
@@ -308,6 +309,14 @@ class Pipeline:
     def cancel(self) -> None:
         """Stop the generation that is running, from any thread: it raises Cancelled before its next step."""
         self._cancelled.set()
+
+    def memory(self) -> dict[str, DeviceMemory]:
+        """What is held now of devices' own memory, by component that is loaded; empty where all is main memory.
+
+        ``DeviceMemory.together(pipe.memory().values())`` adds up. The driver's account (``sdrt bench``) is larger: it
+        has the context, and the code of kernels.
+        """
+        return {} if self._closed else self._loaded.memory()
 
     def close(self) -> None:
         """Free the sessions; the pipeline cannot be used any more."""

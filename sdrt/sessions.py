@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from sdrt.engine import Array, Session
+from sdrt.engine import Array, DeviceMemory, Session
 from sdrt.errors import InputError
 from sdrt.give_back import give_back
 
@@ -36,6 +36,9 @@ class Sessions(Protocol):
 
     def release(self, name: str) -> None:
         """There will be no more uses soon."""
+
+    def memory(self) -> dict[str, DeviceMemory]:
+        """What the sessions that are open now hold of devices' own memory, by component; those that tell."""
 
     def close(self) -> None:
         """Close them all, for good; waits for a call that is running."""
@@ -67,6 +70,10 @@ class Kept:
 
     def release(self, name: str) -> None:
         """They stay."""
+
+    def memory(self) -> dict[str, DeviceMemory]:
+        with self._lock:
+            return _memory(self._opened)
 
     def close(self) -> None:
         with self._lock:
@@ -120,6 +127,10 @@ class OneAtATime:
                 self._prepared.forget(name)
                 give_back()
 
+    def memory(self) -> dict[str, DeviceMemory]:
+        with self._lock:
+            return _memory(self._opened)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -154,10 +165,14 @@ class _Detached:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.spec = session.spec
-        self.prepare, self.bind, self.close = session.prepare, session.bind, session.close
+        self.prepare, self.bind, self.memory, self.close = session.prepare, session.bind, session.memory, session.close
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         return {name: array.copy() for name, array in self._session.run(**inputs).items()}
+
+
+def _memory(sessions: Mapping[str, Session]) -> dict[str, DeviceMemory]:
+    return {name: held for name, session in sessions.items() if (held := session.memory()) is not None}
 
 
 def closed() -> InputError:

@@ -19,6 +19,10 @@ import numpy as np
 from sdrt.errors import EngineUnavailable
 from sdrt_engines import cuda
 
+MEMORY = 80 << 30
+WEIGHTS, WORKSPACE = 1000, 10
+"""What ONNX Runtime takes for a session, and for each recorded or first size, in bytes."""
+
 
 def memory(address: int, shape: Any, dtype: Any) -> Any:
     """The array at an address."""
@@ -33,6 +37,7 @@ class Gpu:
     def __init__(self, count: int = 1, missing: str = "") -> None:
         self.count, self.missing = count, missing
         self.open: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
         self.current: list[int] = []
         self.streams: dict[int, Any] = {}
         self.uploads: list[str] = []
@@ -40,16 +45,18 @@ class Gpu:
 
         class Held:
             def __init__(self, kind: str, nbytes: int) -> None:
-                self._kind = kind
+                self._kind, self._nbytes = kind, nbytes
                 self._memory = np.zeros(max(nbytes, 1), np.uint8)
                 self.address = self._memory.ctypes.data
                 gpu.open[kind] += 1
+                gpu.taken[kind] += nbytes
 
             def close(self) -> None:
                 if self.address:
                     self._memory[:] = 0xAB  # whoever reads freed memory is seen to
                     self.address = 0
                     gpu.open[self._kind] -= 1
+                    gpu.taken[self._kind] -= self._nbytes
 
         class Buffer(Held):
             def __init__(self, nbytes: int, what: str = "") -> None:
@@ -97,10 +104,13 @@ class Gpu:
             raise EngineUnavailable(
                 f"no NVIDIA GPU can be used here: {self.missing}", "nvidia-smi shows GPUs and driver"
             )
-        return [cuda.Gpu(i, f"Fake {i}", "sm90", 80 << 30) for i in range(self.count)]
+        return [cuda.Gpu(i, f"Fake {i}", "sm90", MEMORY) for i in range(self.count)]
 
     def use(self, index: int) -> None:
         self.current.append(index)
+
+    def memory(self) -> tuple[int, int]:
+        return MEMORY - self.taken["buffer"] - self.taken["onnxruntime"], MEMORY
 
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -159,6 +169,8 @@ class FakeSession:
         self.released: list[int] = []
         if provider == CPU:
             return
+        if provider == CUDA:
+            runtime.gpu.taken["onnxruntime"] += WEIGHTS
         if unknown := set(options) - TAKES[provider]:
             if provider == CUDA:
                 raise RuntimeError(f'x.cc:63 FAIL : x.h:182 Parse Unknown provider option: "{unknown.pop()}".')
@@ -211,6 +223,7 @@ class FakeSession:
             self.runs["warm"] += self.runtime.WARM
             self.runs["record"] += 1
             bound = self.graphs[number] = binding.copy()
+            self.runtime.gpu.taken["onnxruntime"] += WORKSPACE
         stream.waiting.append(lambda: self._compute(bound))
 
     def _compute(self, bound: Any) -> None:

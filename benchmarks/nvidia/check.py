@@ -174,13 +174,13 @@ def _plain_fp32(here: Here) -> Iterator[str]:
     yield from _verified(bundles.load(DEMO), here)
 
 
-def _graphs(engine: str, option: str) -> Check:
+def _graphs(engine: str) -> Check:
     def check(here: Here) -> Iterator[str]:
         held = _best_target(here, engine)
         for name in ("unet", "vae_decoder"):
             inputs, made, took = _first_case(held, name), [], []
             for value in ("true", "false"):
-                options = OpenOptions(extra={option: value})
+                options = OpenOptions(extra={"graphs": value})
                 session = open_session(held, name, device=here.device, options=options)
                 try:
                     for _ in range(3):
@@ -292,13 +292,13 @@ CHECKS: dict[str, Check] = {
     "onnxruntime-fp32": _plain_fp32,
     "onnxruntime": _components("onnxruntime"),
     "onnxruntime-fallback": _fallback,
-    "onnxruntime-graphs": _graphs("onnxruntime", "graphs"),
+    "onnxruntime-graphs": _graphs("onnxruntime"),
     "tensorrt-rtx-validity": _validity,
     "tensorrt-rtx": _components("tensorrt-rtx"),
-    "tensorrt-rtx-graphs": _graphs("tensorrt-rtx", "graph"),
+    "tensorrt-rtx-graphs": _graphs("tensorrt-rtx"),
     "tensorrt-rtx-cache": _cache,
     "tensorrt": _components("tensorrt"),
-    "tensorrt-graphs": _graphs("tensorrt", "graph"),
+    "tensorrt-graphs": _graphs("tensorrt"),
     "strip": _option(strip="true"),
     "refit": _option(refit="same"),
 }

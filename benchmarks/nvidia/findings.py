@@ -40,8 +40,9 @@ class Build:
 class Row:
     """One way to make pictures. Seconds and bytes.
 
-    ours: made by sdrt. vram_by: who told ``vram``, the peak. psnr: the worst of the batch's pictures. floor: of a step.
-    over: by name, the whole's time there over that here, of pairs taken in turn. failure: why there are no figures.
+    ours: made by sdrt. vram_by: who told ``vram``, the peak. held: of it, by kind, as the engine tells. psnr: the worst
+    of the batch's pictures. floor: of a step. over: by name, the whole's time there over that here, of pairs taken in
+    turn. failure: why there are no figures.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row:
     load: float | None = None
     vram: int | None = None
     vram_by: str = ""
+    held: Mapping[str, int] = field(default_factory=dict)
     psnr: float | None = None
     floor: float | None = None
     over: Mapping[str, Ratio] = field(default_factory=dict)

@@ -134,12 +134,13 @@ def used_on(index: int) -> Callable[[], int]:
 
 @dataclass(frozen=True)
 class Alone:
-    """Of one picture, or batch, made with nothing else on the card. pictures: f32[B,H,W,3]."""
+    """Of one picture, or batch, made with nothing else on the card. pictures: f32[B,H,W,3]; held: as in ``Row``."""
 
     pictures: np.ndarray[Any, Any]
     vram: int | None
     vram_by: str
     versions: Mapping[str, str]
+    held: Mapping[str, int]
 
 
 def alone(plan: Plan, used: Callable[[], int] | None, batches: int = 1) -> Alone:
@@ -151,16 +152,16 @@ def alone(plan: Plan, used: Callable[[], int] | None, batches: int = 1) -> Alone
             process = stack.enter_context(plan.start())
             sampler = stack.enter_context(MemorySampler(process.pid))
             versions = process.ask(plan.loading())["versions"]
-            process.ask(plan.running(str(file)))
+            answer = process.ask(plan.running(str(file)))
             for _ in range(batches - 1):
-                process.ask(plan.running())
+                answer = process.ask(plan.running())
         pictures = np.load(file)
     if not np.isfinite(pictures).all():
         raise SdrtError(f"{plan.name}: its pictures have values that are not finite")
-    told = sampler.peak().device if card is not None else None
-    if told is not None or card is None:
-        return Alone(pictures, told, "NVML" if told is not None else "", versions)
-    return Alone(pictures, card.peak, "cudaMemGetInfo", versions)
+    vram, by = (sampler.peak().device, "NVML") if card is not None else (None, "")
+    if vram is None and card is not None:
+        vram, by = card.peak, "cudaMemGetInfo"
+    return Alone(pictures, vram, by, versions, answer.get("held", {}))
 
 
 def decibels(reference: np.ndarray[Any, Any] | None, pictures: np.ndarray[Any, Any]) -> float | None:
@@ -232,7 +233,7 @@ def _row(
     row = Row(plan.name, ours, plan.settings.batch, floor=floor)
     if made is not None:
         row = dataclasses.replace(
-            row, vram=made.vram, vram_by=made.vram_by, psnr=decibels(expected, made.pictures)
+            row, vram=made.vram, vram_by=made.vram_by, held=made.held, psnr=decibels(expected, made.pictures)
         )  # fmt: skip
     variant = variants.get(plan.name)
     if variant is None:

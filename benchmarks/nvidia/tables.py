@@ -179,6 +179,10 @@ def _section(found: Findings) -> Iterator[str]:
     if by:
         told = "of a process alone, its context and its warming up included"
         yield f"\nPeak VRAM is {told}; told by {', '.join(by)}."
+        for row in found.rows:
+            if row.held:
+                parts = ", ".join(f"{kind} {nbytes / 1e9:.2f} GB" for kind, nbytes in row.held.items())
+                yield f"Of it, {row.name}, batch {row.batch}: {parts}."
     for warning in found.warnings:
         yield f"\nWarning: {plain(warning)}."
 

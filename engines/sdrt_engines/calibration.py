@@ -16,7 +16,7 @@ import numpy as np
 
 from sdrt import schedulers
 from sdrt.bundle import Bundle, Component, Manifest, Precision
-from sdrt.engine import Array, Samples, Session
+from sdrt.engine import Array, DeviceMemory, Samples, Session
 from sdrt.errors import InputError
 from sdrt.image_file import MAX_SIDE
 from sdrt.pipeline import SOURCES, Pipeline
@@ -262,6 +262,9 @@ class _Recording:
             self.calls.append({name: np.array(array) for name, array in (self._bound | inputs).items()})
         self._number += 1
         return self._session.run(**inputs)
+
+    def memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         self._session.close()

@@ -22,7 +22,7 @@ import numpy as np
 
 from sdrt import processor
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, solve, split_dim
-from sdrt.engine import ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
+from sdrt.engine import ONNX, Array, BuildOptions, Device, DeviceMemory, OpenOptions, parse_options, unknown_device
 from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
 from sdrt_engines import coreml_contract as contract
 from sdrt_engines.graph.external import Weights
@@ -299,6 +299,9 @@ class CoreMLSession:
         function = self._function(sizes)
         parts = [self._call(function, arrays, start, sizes) for start in range(0, sizes.get("B", 1), self._batch)]
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+    def memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         self._runs.clear()

@@ -14,7 +14,16 @@ from typing import cast, get_args
 import numpy as np
 
 from sdrt.bundle import Artifact, Bundle, Component, Precision, solve
-from sdrt.engine import NUMPY_DTYPES, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
+from sdrt.engine import (
+    NUMPY_DTYPES,
+    Array,
+    BuildOptions,
+    Device,
+    DeviceMemory,
+    OpenOptions,
+    parse_options,
+    unknown_device,
+)
 from sdrt_engines.graph.shapes import profiles
 
 OPENS = ("*",)
@@ -78,6 +87,9 @@ class NullSession:
     def run(self, **inputs: Array) -> dict[str, Array]:
         sizes = solve(self.spec.inputs, self._shapes | {name: array.shape for name, array in inputs.items()})
         return {spec.name: np.zeros(spec.at(sizes), NUMPY_DTYPES[spec.dtype]) for spec in self.spec.outputs}
+
+    def memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         self._shapes.clear()

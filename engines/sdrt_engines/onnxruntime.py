@@ -26,6 +26,7 @@ from sdrt.engine import (
     Array,
     BuildOptions,
     Device,
+    DeviceMemory,
     OpenOptions,
     Session,
     parse_options,
@@ -435,6 +436,9 @@ class OrtSession:
             raise BundleError(
                 f"{self.name}: the graph is not what {MANIFEST} says: {error}", "sdrt verify tells more"
             ) from None
+
+    def memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         self._kept.clear()

@@ -12,7 +12,6 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sdrt.bundle import MANIFEST, Component, solve
-from sdrt.engine import NUMPY_DTYPES, Array
+from sdrt.engine import NUMPY_DTYPES, Array, DeviceMemory
 from sdrt.errors import BundleError, DeviceError, NumericsError
 from sdrt_engines import cuda
 
@@ -54,12 +53,14 @@ class _Size:
         self.binding: Any = None
         self.options: Any = None
         self.graph = NO_GRAPH
-        self.recorded = False
+        self.ran = False
         self.held: dict[str, int] = {}  # constants, and which binding of them is here
+        self.nbytes = 0
         try:
             for name, (shape, dtype) in kinds.items():
                 self.staged[name] = cuda.Pinned(shape, NUMPY_DTYPES[dtype])
                 self.buffers[name] = cuda.Buffer(self.staged[name].array.nbytes, name)
+                self.nbytes += self.staged[name].array.nbytes
         except BaseException:
             self.close()
             raise
@@ -89,11 +90,14 @@ class CudaSession:
         self._sizes: OrderedDict[Shapes, _Size] = OrderedDict()
         self._constants: dict[str, tuple[int, Array]] = {}
         self._numbers = itertools.count(1)
+        self._activations = 0
         cuda.use(index)
         with _ALONE:
             self._stream = cuda.Stream()
             try:
+                before = cuda.memory()[0]
                 self._session = make(self._stream.handle)
+                self._weights = max(before - cuda.memory()[0], 0)
             except BaseException:
                 self._stream.close()
                 raise
@@ -170,8 +174,13 @@ class CudaSession:
     def _execute(self, size: _Size) -> None:
         """Put a run into the stream: recorded the first time, or taken one by one where there are no graphs."""
         try:
-            with contextlib.nullcontext() if size.recorded else _ALONE:
+            if size.ran and size.graph != NO_GRAPH:
                 self._session.run_with_iobinding(size.binding, size.options)
+                return
+            with _ALONE:
+                before = 0 if size.ran else cuda.memory()[0]
+                self._session.run_with_iobinding(size.binding, size.options)
+                self._activations += 0 if size.ran else max(before - cuda.memory()[0], 0)
         except Exception as error:  # onnxruntime's exceptions share no base class
             said = str(error)
             if "cuDNN is unavailable" in said:
@@ -185,12 +194,17 @@ class CudaSession:
                     "a smaller batch or size, or --low-memory, if memory ran out",
                 ) from error
             raise NumericsError(f"{self.name}: onnxruntime failed while running: {said}") from error
-        size.recorded = size.graph != NO_GRAPH
+        size.ran = True
 
     def _release(self, size: _Size) -> None:
-        if size.recorded:
+        if size.ran and size.graph != NO_GRAPH:
             self._session.release_captured_graph(size.graph)
         size.close()
+
+    def memory(self) -> DeviceMemory:
+        """As the GPU's free memory told: weights when the session was made, activations at the first run of each size.
+        What other sessions took in the same moment is counted, too."""
+        return DeviceMemory(self._weights, sum(size.nbytes for size in self._sizes.values()), self._activations)
 
     def close(self) -> None:
         cuda.use(self._index)

@@ -23,7 +23,17 @@ import numpy as np
 
 from sdrt import processor
 from sdrt.bundle import MANIFEST, Artifact, Bundle, Component, Precision, record, solve
-from sdrt.engine import NUMPY_DTYPES, ONNX, Array, BuildOptions, Device, OpenOptions, parse_options, unknown_device
+from sdrt.engine import (
+    NUMPY_DTYPES,
+    ONNX,
+    Array,
+    BuildOptions,
+    Device,
+    DeviceMemory,
+    OpenOptions,
+    parse_options,
+    unknown_device,
+)
 from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
 from sdrt_engines import openvino_tokenizer
 from sdrt_engines.checked_cache import checked
@@ -391,6 +401,9 @@ class OpenVinoSession:
         except RuntimeError as error:
             raise NumericsError(f"{self.name}: openvino failed while running: {error}") from error
         return outputs
+
+    def memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         self._requests.clear()

@@ -18,6 +18,7 @@ from sdrt.bench.rounds import Plan, Progress, Taken, fits_in_memory, measure_mem
 from sdrt.bench.sweep import best
 from sdrt.bench.worker import stages
 from sdrt.bundle import Bundle
+from sdrt.engine import DeviceMemory
 from sdrt.errors import InputError
 from sdrt.pipeline import Pipeline
 from sdrt.request import GenerationRequest
@@ -69,7 +70,7 @@ def _memory(pipe: Pipeline, request: GenerationRequest, progress: Progress) -> M
     with MemorySampler(os.getpid()) as sampler:
         before = sampler.now()
         pipe.generate(request)
-        return Memory(before, sampler.now(), sampler.peak())
+        return Memory(before, sampler.now(), sampler.peak(), DeviceMemory.together(pipe.memory().values()))
 
 
 def _settings(pipe: Pipeline, request: GenerationRequest) -> Settings:

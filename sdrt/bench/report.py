@@ -131,12 +131,14 @@ class Load:
 class Memory:
     """Bytes, process and its children, in a run apart from timing.
 
-    loaded: after loading; steady: between batches; peak: the largest sum seen, from the start on.
+    loaded: after loading; steady: between batches; peak: the largest sum seen, from the start on. held: between
+    batches, on devices, by ``weights``, ``activations``, ``tensors``, as the engines tell; empty where they do not.
     """
 
     loaded: Usage
     steady: Usage
     peak: Usage
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

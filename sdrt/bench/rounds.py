@@ -100,8 +100,8 @@ def measure_memory(plan: Plan, taken: Taken, progress: Progress) -> None:
         loaded = sampler.now()
         first = process.ask(plan.running())["wall"]
         progress(f"{plan.name}: memory")
-        process.ask(plan.running())
-        taken.memory = Memory(loaded, sampler.now(), sampler.peak())
+        held = process.ask(plan.running()).get("held", {})
+        taken.memory = Memory(loaded, sampler.now(), sampler.peak(), held)
     taken.versions = answer["versions"]
     if cold:
         taken.cold = (answer["load"], first)

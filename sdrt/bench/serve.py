@@ -15,7 +15,7 @@ with this very file, so that all are measured alike. ``sdrt.bench.worker`` is sd
 Seconds throughout. A sample holds ``total`` and, where the runner can tell, ``tokenize``, ``text_encoder``,
 ``vae_encoder``, ``vae_decoder``, ``post``, ``load`` (within the batch), ``steps`` (a list, one entry a network call) and ``network`` (likewise: what
 of each step the network took). One sample a stream. ``save`` is where the picture goes as float32[B,H,W,3] in [0,1]
-(``numpy.save``). A failure is answered by ``{"error": {"type", "message", "fix"}}``.
+(``numpy.save``). ``held`` may stand beside the samples: bytes that engines hold on devices then, by kind. A failure is answered by ``{"error": {"type", "message", "fix"}}``.
 """  # noqa: E501
 
 from __future__ import annotations

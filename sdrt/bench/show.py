@@ -102,6 +102,8 @@ def _facts(variant: Variant) -> Iterator[str]:
         yield f"steady {common.size(steady.rss)} ({common.size(steady.anonymous)})"
         if peak.device is not None:
             yield f"on the device {common.size(peak.device)}"
+        if memory.held:
+            yield "there " + ", ".join(f"{kind} {common.size(nbytes)}" for kind, nbytes in memory.held.items())
     if variant.disk is not None:
         yield f"on disk {common.size(variant.disk)}"
 

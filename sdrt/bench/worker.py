@@ -56,7 +56,10 @@ class SdrtRunner:
             import numpy as np
 
             np.save(save, made[0][1])
-        return {"wall": wall, "samples": [stages(timings) for timings, _ in made]}
+        from sdrt.engine import DeviceMemory
+
+        held = DeviceMemory.together(one for pipe in self.pipes for one in pipe.memory().values())
+        return {"wall": wall, "samples": [stages(timings) for timings, _ in made], "held": held}
 
 
 def _run(pipe: Pipeline, request: GenerationRequest) -> tuple[Timings, Any]:

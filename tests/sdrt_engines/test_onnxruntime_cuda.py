@@ -12,12 +12,12 @@ import pytest
 
 from sdrt import BundleError, DeviceError, InputError, Pipeline
 from sdrt import bundle as bundles
-from sdrt.engine import NUMPY_DTYPES, OpenOptions, Session, find_engine, open_session
+from sdrt.engine import NUMPY_DTYPES, DeviceMemory, OpenOptions, Session, find_engine, open_session
 from sdrt.metrics import psnr
 from sdrt_engines import onnxruntime as engine
 from sdrt_engines import onnxruntime_cuda, onnxruntime_providers
 from sdrt_engines.onnxruntime_providers import Pairs
-from tests.cuda_fake import CPU, CUDA, Gpu, Runtime
+from tests.cuda_fake import CPU, CUDA, WEIGHTS, WORKSPACE, Gpu, Runtime
 
 Install = Callable[..., Runtime]
 
@@ -66,6 +66,21 @@ def same(got: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 # -- a session on a GPU -----------------------------------------------------------------------------------------------
+
+
+def test_what_it_holds(bundle: Path, install: Install) -> None:
+    """By the GPU's free memory: what other sessions take is not counted, nor is a second run of a size."""
+    runtime = install()
+    session = opened(bundle)
+    assert session.memory() == DeviceMemory(weights=WEIGHTS, tensors=0)
+    tensors = 0
+    for i, width in enumerate((64, 128, 64), 1):
+        arrays = inputs_of(session, W=width)
+        made = session.run(**arrays)
+        tensors += sum(array.nbytes for array in (*arrays.values(), *made.values())) if i < 3 else 0
+        assert session.memory() == DeviceMemory(WEIGHTS, tensors, activations=min(i, 2) * WORKSPACE)
+    assert tensors == runtime.gpu.taken["buffer"]
+    session.close()
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_encoder", "vae_decoder"])

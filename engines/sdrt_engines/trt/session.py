@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from sdrt.bundle import Component, solve
-from sdrt.engine import NUMPY_DTYPES, Array
+from sdrt.engine import NUMPY_DTYPES, Array, DeviceMemory
 from sdrt.errors import BundleError, DeviceError, InputError
 from sdrt_engines import cuda
 from sdrt_engines.trt.arena import Arena
@@ -117,11 +117,10 @@ class TensorRtSession:
             call.bind(self._kept, self._bound)
             return call.run(inputs)
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on the GPU: weights (as the GPU's free memory told, loading), tensors of all sizes, and activations,
-        which all sessions of the GPU share."""
+    def memory(self) -> DeviceMemory:
+        """Weights are what loading took of the GPU's free memory."""
         tensors = sum(call.nbytes for call in self._calls.values())
-        return {"weights": self._weights, "tensors": tensors, "activations": self._arena.nbytes}
+        return DeviceMemory(self._weights, tensors, shared=self._arena.nbytes)
 
     def close(self) -> None:
         with self._arena.lock:
@@ -147,8 +146,9 @@ class TensorRtSession:
                 raise
             if self._compiled is not None:
                 self._compiled.save()
-            held = ", ".join(f"{what} {nbytes / 2**20:.0f} MiB" for what, nbytes in self.memory().items())
-            logger.info("%s on cuda:%d: %s (activations shared)", self.name, self._arena.index, held)
+            held = (self._weights, sum(c.nbytes for c in self._calls.values()), self._arena.nbytes)
+            told = "%s on cuda:%d: weights %.0f MiB, tensors %.0f MiB, activations of all %.0f MiB"
+            logger.info(told, self.name, self._arena.index, *(nbytes / 2**20 for nbytes in held))
         self._calls.move_to_end(key)
         return call
 

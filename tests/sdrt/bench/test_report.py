@@ -73,7 +73,7 @@ def test_samples_of_an_answer() -> None:
 def test_file_and_back(tmp_path: Path) -> None:
     usage = Usage(10, 5, 3)
     variant = replace(
-        made(), load=Load((0.1,), (0.2,), (0.3,), (0.4,), 0.5, 0.6), memory=Memory(usage, usage, usage),
+        made(), load=Load((0.1,), (0.2,), (0.3,), (0.4,), 0.5, 0.6), memory=Memory(usage, usage, usage, {"weights": 2}),
         rates=Rates({"sgemm": 1e11}, 1e10), roof={"unet": Roof({"linear": 5}, 7, 0.1, 0.5)}, sha256="ab",
         precision={"unet": "fp32"}, disk=9, warnings=("mind the gap",),
     )  # fmt: skip

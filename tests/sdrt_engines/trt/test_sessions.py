@@ -16,7 +16,7 @@ import pytest
 
 from sdrt import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, bundle
 from sdrt.bundle import SHIPPED, Bundle
-from sdrt.engine import BuildOptions, OpenOptions, Session, find_engine, open_session
+from sdrt.engine import BuildOptions, DeviceMemory, OpenOptions, Session, find_engine, open_session
 from sdrt.metrics import psnr
 from sdrt_engines import cuda
 from sdrt_engines.build import build
@@ -271,16 +271,26 @@ def test_what_a_session_holds(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFi
     from sdrt_engines import tensorrt_rtx
 
     session = tensorrt_rtx.open(bundle.load(built), "unet", None, OpenOptions())
-    held = session.memory()
-    assert held["weights"] == 1 << 20  # the stand-in's
-    assert held["tensors"] == 0
+    assert session.memory() == DeviceMemory(weights=1 << 20, tensors=0)  # the stand-in's
     with caplog.at_level("INFO", "sdrt"):
         session.prepare(SIZES)
-    assert "unet on cuda:0: weights 1 MiB, tensors 0 MiB, activations 0 MiB (activations shared)" in caplog.text
+    assert "unet on cuda:0: weights 1 MiB, tensors 0 MiB, activations of all 0 MiB" in caplog.text
     held = session.memory()
-    assert held["activations"] > 1000
-    assert held["weights"] + held["tensors"] + held["activations"] == gpu.cuda.used()
+    assert held is not None
+    assert held.shared > 1000
+    assert sum(DeviceMemory.together([held]).values()) == gpu.cuda.used()
     session.close()
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_what_a_pipeline_holds(gpu: Gpu, built: Path, low_memory: bool) -> None:
+    """By component; what all of them work in is there once."""
+    with Pipeline.from_pretrained(built, low_memory=low_memory) as pipe:
+        pipe("a red star", width=64, height=64, num_inference_steps=2)
+        held = pipe.memory()
+        assert sorted(held) == ([] if low_memory else ["text_encoder", "unet", "vae_decoder"])
+        assert sum(DeviceMemory.together(held.values()).values()) == gpu.cuda.used()
+    assert pipe.memory() == {}
 
 
 # -- for this machine? ------------------------------------------------------------------------------------------------
