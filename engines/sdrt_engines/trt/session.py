@@ -238,14 +238,14 @@ class _Call:
         for tensor, array in inputs.items():
             np.copyto(self._host[tensor].array, array)
         stream = self._arena.stream
-        if self._generation != self._arena.generation:
+        if moved := self._generation != self._arena.generation:
             self._forget()
+            self._work()  # what TensorRT puts off until the first call after a change must not be recorded
         if self._wants_graph and self._graph is None:
-            self._place()
             self._graph = self._recorded()
-        if self._graph is not None:
+        if self._graph is not None and not moved:
             stream.launch(self._graph)
-        else:
+        elif not moved:
             self._work()
         stream.synchronize()
         return {tensor: self._host[tensor].array.copy() for tensor in self._outputs}

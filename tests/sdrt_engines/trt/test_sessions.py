@@ -125,8 +125,8 @@ def test_a_graph_for_each_size(gpu: Gpu, built: Path) -> None:
     for given in (small, large, small, large):
         assert psnr(expected(given), session.run(**given)["out_sample"]) > 55
     assert gpu.contexts == 2
-    assert gpu.cuda.calls["cudaGraphInstantiate"] >= 2
-    assert gpu.cuda.calls["cudaGraphLaunch"] == 4
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 3  # the small one's again: the large one made the arena grow
+    assert gpu.cuda.calls["cudaGraphLaunch"] == 3  # and its first call after that was made kernel by kernel
     session.close()
 
 
