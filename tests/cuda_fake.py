@@ -144,7 +144,7 @@ class Runtime:
         self.preloaded = 0
         self.__version__ = onnxruntime.__version__
         self.GraphOptimizationLevel, self.OrtValue = onnxruntime.GraphOptimizationLevel, onnxruntime.OrtValue
-        self.SessionOptions, self.RunOptions = onnxruntime.SessionOptions, onnxruntime.RunOptions
+        self.SessionOptions, self.RunOptions = _recording(onnxruntime.SessionOptions), onnxruntime.RunOptions
 
     def get_available_providers(self) -> list[str]:
         return [*self.held, CPU]
@@ -158,6 +158,21 @@ class Runtime:
         session = FakeSession(self, path, settings, *providers[0])
         self.sessions.append(session)
         return session
+
+
+def _recording(base: Any) -> Any:
+    class SessionOptions(base):  # type: ignore[misc]
+        """Whose free dimensions can be asked for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.dims: dict[str, int] = {}
+
+        def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+            self.dims[name] = size
+            super().add_free_dimension_override_by_name(name, size)
+
+    return SessionOptions
 
 
 class FakeSession:

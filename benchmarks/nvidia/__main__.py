@@ -9,10 +9,10 @@ CHECKPOINT: in diffusers' layout; made where there is none (full-size SD 1.5, ra
 bundle an engine and its compiled kernels, so that a second run measures at once; report.json, and sdrt bench's report
 of each batch size.
 
-Ours: TensorRT-RTX, TensorRT and ONNX Runtime's CUDA provider (plain, and convolutions with channels last), in float16,
-each that is usable here. Beside them diffusers in float16, eager and compiled with CUDA graphs; and in float32, whose
-picture all are held against. Each makes its pictures alone, while the card's memory is watched; then time, in
-alternation (docs/bench.md). One that fails says why in its row.
+Ours: TensorRT-RTX, TensorRT and ONNX Runtime's CUDA provider (plain, with its fused kernels, and these with channels
+last), in float16, each that is usable here. Beside them diffusers in float16, eager and compiled with CUDA graphs; and
+in float32, whose picture all are held against. Each makes its pictures alone, while the card's memory is watched; then
+time, in alternation (docs/bench.md). One that fails says why in its row.
 """
 
 from __future__ import annotations

@@ -168,6 +168,11 @@ def _components(engine: str) -> Check:
     return check
 
 
+def _fused(here: Here) -> Iterator[str]:
+    """ONNX Runtime's fused kernels give the numbers of the graph that they took the place of."""
+    yield from _verified(_demo(here, "onnxruntime", "cuda", fusions="all"), here)
+
+
 def _plain_fp32(here: Here) -> Iterator[str]:
     """The ONNX bundle as it is: ONNX Runtime opens it without a build."""
     _need("onnxruntime", here.device)
@@ -291,6 +296,7 @@ CHECKS: dict[str, Check] = {
     "fingerprints": fingerprints,
     "onnxruntime-fp32": _plain_fp32,
     "onnxruntime": _components("onnxruntime"),
+    "onnxruntime-fused": _fused,
     "onnxruntime-fallback": _fallback,
     "onnxruntime-graphs": _graphs("onnxruntime"),
     "tensorrt-rtx-validity": _validity,
@@ -387,6 +393,7 @@ def alignment(ours: Ours, out: Path, captions: int, device: str, progress: Progr
         for target in ours.targets:
             command = [sys.executable, "-m", "sdrt", "build", str(DEMO), str(held), "--engine", ours.engine]
             command += ["--precision", ours.precision, "--batch", "8", *(["--target", target] if target else [])]
+            command += [word for name, value in ours.extra.items() for word in ("-O", f"{name}={value}")]
             try:
                 watched(command, "sdrt build")
                 break

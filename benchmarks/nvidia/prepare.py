@@ -33,7 +33,7 @@ class Ours:
     """One of ours: an engine, what it is built as, and how it is opened.
 
     key: what ``--only`` calls it, and its folder, unless ``folder`` names another one's. targets: of ``--target`` at
-    build the first that can be built counts; None leaves it out. options: ``-O`` when opening.
+    build the first that can be built counts; None leaves it out. extra, options: ``-O`` when building and opening.
     """
 
     key: str
@@ -43,6 +43,7 @@ class Ours:
     targets: tuple[str | None, ...] = (None,)
     folder: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, out: Path) -> Path:
         """The engine bundle's folder."""
@@ -54,8 +55,12 @@ ON_A_GPU = (
     Ours("tensorrt", "sdrt, TensorRT fp16", "tensorrt", "fp16"),
     Ours("onnxruntime", "sdrt, ONNX Runtime CUDA fp16", "onnxruntime", "fp16", ("cuda", None)),
     Ours(
-        "onnxruntime-nhwc", "sdrt, ONNX Runtime CUDA fp16, NHWC", "onnxruntime", "fp16", ("cuda", None), "onnxruntime",
-        {"nhwc": "true"},
+        "onnxruntime-fused", "sdrt, ONNX Runtime CUDA fp16, fused", "onnxruntime", "fp16", ("cuda",),
+        extra={"fusions": "all"},
+    ),
+    Ours(
+        "onnxruntime-nhwc", "sdrt, ONNX Runtime CUDA fp16, fused, NHWC", "onnxruntime", "fp16", ("cuda",),
+        "onnxruntime-fused", {"nhwc": "true"}, {"fusions": "all"},
     ),
 )  # fmt: skip
 ON_THE_CPU = (Ours("onnxruntime", "sdrt, ONNX Runtime fp32", "onnxruntime", "fp32"),)
@@ -129,7 +134,8 @@ def built(
     """
     made = Build(ours.name, ours.engine, ours.precision, version=_version(ours.engine))
     unet = onnx.component(onnx.manifest.denoiser.component).artifact.files[0].sha256
-    key = [about, ours.engine, ours.precision, made.version, *map(str, shape), str(batch), str(unet)]
+    extra = [f"{name}={value}" for name, value in ours.extra.items()]
+    key = [about, ours.engine, ours.precision, *extra, made.version, *map(str, shape), str(batch), str(unet)]
     folder, account = ours.at(out), ours.at(out).with_suffix(".json")
     if (folder / bundles.MANIFEST).is_file() and account.is_file():
         held = strict_json.read(account)
@@ -141,6 +147,7 @@ def built(
         command = [sys.executable, "-m", "sdrt", "build", str(onnx.root), str(folder), "--force"]
         command += ["--engine", ours.engine, "--precision", ours.precision, "--batch", str(batch)]
         command += ["--shape", f"{shape[0]}x{shape[1]}", *(["--target", target] if target else [])]
+        command += [word for option in extra for word in ("-O", option)]
         try:
             seconds, peak = watched(command, f"sdrt build{f' --target {target}' if target else ''}")
         except SdrtError as error:

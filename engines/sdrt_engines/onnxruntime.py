@@ -84,7 +84,8 @@ class OrtOptions:
     graphs: record a CUDA graph for each size, which later calls launch as one.
     keep: sizes whose graphs and buffers stay.
     tf32: compute float32 in products of 10 bits, several times faster.
-    nhwc: convolutions with channels last, as tensor cores take them.
+    nhwc: convolutions with channels last, as tensor cores take them. Each size has a session, and weights, of its own:
+    of a graph of free sizes ONNX Runtime 1.31.1 would compute these on the GPU, too, and could not record it.
     search: how cuDNN's algorithms are chosen: by rule, or by timing them all when a size comes first. Timing does not
     choose the same twice, so that pictures of one seed differ slightly between processes.
 
@@ -174,7 +175,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
     if options.target == "cuda" and options.precision not in CUDA_PRECISIONS:
         kinds = ", ".join(CUDA_PRECISIONS)
         raise BuildError(
-            f"{name}: for cuda onnxruntime builds {kinds}; asked for {options.precision}", "choose of them"
+            f"{name}: for cuda onnxruntime builds {kinds}; asked for {options.precision}", "choose one of them"
         )
     if own.fusions != "none" and options.target != "cuda":
         raise BuildError(f"{name}: fusions are for cuda, the target is {options.target or 'any'}", "--target cuda")
@@ -306,7 +307,7 @@ def _open_cuda(
     hint = preload(library)
     graphs = own.graphs and not own.fallback  # what runs on the CPU cannot be recorded
 
-    def make(stream: int) -> Any:
+    def make(stream: int, dims: Mapping[str, int]) -> Any:
         asked = {
             **chosen.options,
             "user_compute_stream": str(stream),
@@ -318,10 +319,13 @@ def _open_cuda(
             "arena_extend_strategy": "kSameAsRequested",
             **dict(own.provider),
         }
-        return _checked(library, bundle, name, _settings(library, own, options), chosen, asked, own, hint)
+        settings = _settings(library, own, options)
+        for dim, size in dims.items():
+            settings.add_free_dimension_override_by_name(dim, size)
+        return _checked(library, bundle, name, settings, chosen, asked, own, hint)
 
     spec = bundle.component(name)
-    return CudaSession(library, spec, name, chosen.index, make, graphs=graphs, keep=own.keep)
+    return CudaSession(library, spec, name, chosen.index, make, graphs=graphs, keep=own.keep, fixed=own.nhwc)
 
 
 def _settings(library: Any, own: OrtOptions, options: OpenOptions) -> Any:
@@ -360,7 +364,9 @@ def _session(
                 "correct it, or leave it out of -O provider=",
             ) from error
         if "assigned to the default CPU EP" in said or "have not been partitioned" in said:
-            raise DeviceError(f"{name}: {provider} has no kernels for all of the graph", _fix(provider)) from error
+            raise DeviceError(
+                f"{name}: {provider} has no kernels for all of the graph", _fix(provider, asked)
+            ) from error
         if provider != CPU and "CUDA failure" in said:
             raise DeviceError(f"{name}: {provider} cannot be used: {said}", "sdrt doctor lists devices") from error
         raise BundleError(
@@ -369,8 +375,10 @@ def _session(
         ) from error
 
 
-def _fix(provider: str) -> str:
+def _fix(provider: str, asked: Mapping[str, str]) -> str:
     least = "-O fallback=true runs the rest on the CPU"
+    if asked.get("prefer_nhwc") == "1":
+        return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target cuda -O fusions=all; no nhwc=true; or {least}"
     return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target cuda; or {least}" if provider == CUDA else least
 
 
@@ -387,7 +395,7 @@ def _checked(
     if left := left_to_cpu(session):
         text = f"{name}: {chosen.provider.name} has no kernels for {listed(left)}"
         if not own.fallback:
-            raise DeviceError(text, _fix(chosen.provider.name))
+            raise DeviceError(text, _fix(chosen.provider.name, asked))
         logger.warning("%s; the CPU runs them", text)
     return session
 

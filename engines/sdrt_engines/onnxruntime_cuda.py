@@ -16,6 +16,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,20 @@ def _key(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
     return tuple(sorted(shapes.items()))
 
 
+@dataclass
+class _Network:
+    """ONNX Runtime's session, and the bytes that it took of the GPU's memory."""
+
+    session: Any
+    weights: int
+    activations: int = 0
+
+
 class _Size:
     """Buffers of one set of shapes: in the GPU's memory, and in host memory that the GPU reads and writes by itself."""
 
-    def __init__(self, spec: Component, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, spec: Component, shapes: Mapping[str, tuple[int, ...]], network: _Network) -> None:
+        self.network = network
         sizes = solve(spec.inputs, shapes)
         kinds = {i.name: (shapes[i.name], i.dtype) for i in spec.inputs} | {
             o.name: (o.at(sizes), o.dtype) for o in spec.outputs
@@ -79,28 +90,33 @@ class CudaSession:
     """One graph on one GPU. ``make`` is given the stream's address, and makes ONNX Runtime's session.
 
     graphs: record a CUDA graph per size. keep: sizes whose buffers and graphs are kept; the one used longest ago goes.
+    fixed: each size has a session of ONNX Runtime's own, made when it comes first, whose graph has no free dimensions:
+    ``make`` is given their sizes, by name. Otherwise one session, made now, serves all.
     """
 
     def __init__(
-        self, library: Any, spec: Component, name: str, index: int, make: Callable[[int], Any], *, graphs: bool,
-        keep: int,
+        self, library: Any, spec: Component, name: str, index: int, make: Callable[[int, Mapping[str, int]], Any], *,
+        graphs: bool, keep: int, fixed: bool,
     ) -> None:  # fmt: skip
         self.name, self.spec = name, spec
-        self._library, self._index, self._graphs, self._keep = library, index, graphs, keep
+        self._library, self._index, self._make = library, index, make
+        self._graphs, self._keep = graphs, keep
         self._sizes: OrderedDict[Shapes, _Size] = OrderedDict()
         self._constants: dict[str, tuple[int, Array]] = {}
         self._numbers = itertools.count(1)
-        self._activations = 0
         cuda.use(index)
         with _ALONE:
             self._stream = cuda.Stream()
             try:
-                before = cuda.memory()[0]
-                self._session = make(self._stream.handle)
-                self._weights = max(before - cuda.memory()[0], 0)
+                self._shared = None if fixed else self._made({})
             except BaseException:
                 self._stream.close()
                 raise
+
+    def _made(self, dims: Mapping[str, int]) -> _Network:
+        before = cuda.memory()[0]
+        network = self._make(self._stream.handle, dims)
+        return _Network(network, max(before - cuda.memory()[0], 0))
 
     def prepare(self, sizes: Mapping[str, int]) -> bool:
         """Run the network on zeros, so that its kernels are chosen and its graph is recorded before the first call."""
@@ -144,7 +160,9 @@ class CudaSession:
         with _ALONE:
             while len(self._sizes) >= self._keep:
                 self._release(self._sizes.popitem(last=False)[1])
-            size = _Size(self.spec, shapes)
+            free = {d: n for i in self.spec.inputs for d, n in zip(i.shape, shapes[i.name], strict=True)}
+            network = self._shared or self._made({dim: n for dim, n in free.items() if isinstance(dim, str)})
+            size = _Size(self.spec, shapes, network)
             try:
                 self._connect(size)
             except BaseException:
@@ -154,7 +172,7 @@ class CudaSession:
         return size
 
     def _connect(self, size: _Size) -> None:
-        size.binding = self._session.io_binding()
+        size.binding = size.network.session.io_binding()
         inputs = {spec.name for spec in self.spec.inputs}
         try:
             for name, buffer in size.buffers.items():
@@ -175,12 +193,12 @@ class CudaSession:
         """Put a run into the stream: recorded the first time, or taken one by one where there are no graphs."""
         try:
             if size.ran and size.graph != NO_GRAPH:
-                self._session.run_with_iobinding(size.binding, size.options)
+                size.network.session.run_with_iobinding(size.binding, size.options)
                 return
             with _ALONE:
                 before = 0 if size.ran else cuda.memory()[0]
-                self._session.run_with_iobinding(size.binding, size.options)
-                self._activations += 0 if size.ran else max(before - cuda.memory()[0], 0)
+                size.network.session.run_with_iobinding(size.binding, size.options)
+                size.network.activations += 0 if size.ran else max(before - cuda.memory()[0], 0)
         except Exception as error:  # onnxruntime's exceptions share no base class
             said = str(error)
             if "cuDNN is unavailable" in said:
@@ -198,13 +216,17 @@ class CudaSession:
 
     def _release(self, size: _Size) -> None:
         if size.ran and size.graph != NO_GRAPH:
-            self._session.release_captured_graph(size.graph)
+            size.network.session.release_captured_graph(size.graph)
         size.close()
 
     def memory(self) -> DeviceMemory:
         """As the GPU's free memory told: weights when the session was made, activations at the first run of each size.
         What other sessions took in the same moment is counted, too."""
-        return DeviceMemory(self._weights, sum(size.nbytes for size in self._sizes.values()), self._activations)
+        networks = {id(size.network): size.network for size in self._sizes.values()}
+        if self._shared is not None:
+            networks[id(self._shared)] = self._shared
+        weights, activations = (sum(getattr(n, kind) for n in networks.values()) for kind in ("weights", "activations"))
+        return DeviceMemory(weights, sum(size.nbytes for size in self._sizes.values()), activations)
 
     def close(self) -> None:
         cuda.use(self._index)
@@ -212,5 +234,5 @@ class CudaSession:
             while self._sizes:
                 self._release(self._sizes.popitem()[1])
             self._constants.clear()
-            del self._session
+            self._shared = None
             self._stream.close()

@@ -105,7 +105,8 @@ def test_options_of_the_session(bundle: Path, install: Install) -> None:
         opened(bundle, tf32="true", nhwc="true", search="exhaustive", provider="gpu_mem_limit=1000,sdpa_kernel=2"),
         opened(bundle, provider="use_tf32=1"),
     ]
-    first, second, third = (made.options for made in runtime.sessions)
+    sessions[1].prepare({"B": 2, "T": 77, "H": 64, "W": 64})  # channels last: made when a size comes
+    first, third, second = (made.options for made in runtime.sessions)
     assert first | {"user_compute_stream": ""} == {
         "device_id": "1", "user_compute_stream": "", "enable_cuda_graph": "1", "use_tf32": "0", "prefer_nhwc": "0",
         "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
@@ -116,9 +117,30 @@ def test_options_of_the_session(bundle: Path, install: Install) -> None:
     }.items()  # fmt: skip
     assert third["use_tf32"] == "1"
     assert len({made.options["user_compute_stream"] for made in runtime.sessions}) == 3
-    assert runtime.gpu.current == [1, 0, 0]
+    assert runtime.gpu.current == [1, 0, 0, 0]
     for session in sessions:
         session.close()
+    assert not +runtime.gpu.open
+
+
+def test_a_session_for_each_size(bundle: Path, install: Install) -> None:
+    """With channels last: dimensions are fixed, and what is dropped takes its weights along."""
+    runtime = install()
+    session = opened(bundle, nhwc="true", keep="2")
+    assert runtime.sessions == []
+    for sizes in ({}, {"B": 1}, {}, {"W": 72}, {"B": 1}):
+        arrays = inputs_of(session, **sizes)
+        same(session.run(**arrays), on_cpu(bundle, "unet", **arrays))
+    usual = {"B": 2, "T": 77, "H/8": 8, "W/8": 8}
+    made = [one for one in runtime.sessions if one.provider == CUDA]
+    assert [one.settings.dims for one in made] == [usual, usual | {"B": 1}, usual | {"W/8": 9}, usual | {"B": 1}]
+    assert [one.runs["record"] for one in made] == [1, 1, 1, 1]
+    assert [one.runs["replay"] for one in made] == [1, 0, 0, 0]
+    assert [len(one.released) for one in made] == [1, 1, 0, 0]
+    held = session.memory()
+    assert held is not None
+    assert (held.weights, held.activations) == (2 * WEIGHTS, 2 * WORKSPACE)
+    session.close()
     assert not +runtime.gpu.open
 
 
