@@ -282,7 +282,7 @@ def _fallback(here: Here) -> Iterator[str]:
                 bad.append(f"{name} {precision}: {error.message}")
                 continue
             try:
-                inner = session._session  # what nothing but this check asks for
+                inner = session._shared.session  # what nothing but this check asks for
                 left = providers.left_to_cpu(inner)
                 yield f"{name} {precision}: {inner.get_providers()[0]}, {providers.listed(left) or 'none'} on the CPU"
             finally:
