@@ -56,6 +56,11 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
     gpu = named[chosen]
     component = bundle.component(name)
     why = fingerprint.mismatch(library, component.artifact, gpu)
+    if own.budget >= 0 and not recipe_of(component).streaming:
+        raise InputError(
+            f"{name}: -O budget is for plans whose weights may stay in the host's memory, and this one's may not",
+            "leave it out, or sdrt build with -O streaming=true",
+        )
     cuda.use(gpu.index)
     runtime = trt.Runtime(speaker(trt))
     with _plan(library, runtime, bundle, component, name, gpu, own, options.cache, why) as content:
@@ -65,6 +70,8 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
         check_ports(name, trt, engine, component)
         if recipe_of(component).strip:
             _refit(library, trt, engine, bundle, component, name)
+        if own.budget >= 0:
+            engine.weight_streaming_budget_v2 = min(own.budget * 2**20, engine.streamable_weights_size)
         weights = max(free - cuda.memory()[0], 0)
         compiled = None
         if library.jit and options.cache is not None:

@@ -39,7 +39,8 @@ class TensorRtOptions:
     a size: before its first call, beside the first calls, or never. keep: sizes whose buffers are kept. mismatch: what
     happens with a plan that is not for this GPU or this version: an error, or a plan built anew from the graph that
     ``-O keep_graph=true`` left beside it (kept in the cache where there is one). trust: run the code that a portable
-    plan carries.
+    plan carries. budget: most MiB of each component's weights that stay on the GPU, of plans that were built with
+    ``-O streaming=true``; the others come from the host's memory, in each call. -1: all stay.
     """
 
     graphs: bool = True
@@ -47,6 +48,7 @@ class TensorRtOptions:
     keep: int = 2
     mismatch: Literal["error", "rebuild"] = "error"
     trust: bool = False
+    budget: int = -1
 
 
 class Compiled(Protocol):

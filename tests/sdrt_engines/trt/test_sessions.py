@@ -20,6 +20,7 @@ from sdrt.engine import BuildOptions, DeviceMemory, OpenOptions, Session, find_e
 from sdrt.metrics import psnr
 from sdrt_engines import cuda
 from sdrt_engines.build import build
+from tests import nvidia
 from tests.nvidia import RTX_4090, Gpu, stand_in
 
 DEMO = SHIPPED / "demo"
@@ -214,8 +215,6 @@ def test_no_more_sizes_are_kept_than_asked_for(gpu: Gpu, built: Path) -> None:
 
 
 def test_the_profile_is_the_nearest(gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests import nvidia
-
     chosen: list[int] = []
     original = nvidia.Context.set_optimization_profile_async
 
@@ -436,6 +435,26 @@ def test_portable_plans_carry_code(gpu: Gpu, built: Path, tmp_path: Path) -> Non
 def test_cuda_errors_name_the_call(gpu: Gpu) -> None:
     with pytest.raises(DeviceError, match=r"cudaMalloc of 9536743\.2 MiB for nothing failed"):
         cuda.Buffer(10**13, "nothing")
+
+
+def test_how_much_of_the_weights_stays(gpu: Gpu, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set before there is a context; never more than there is."""
+    seen = []
+    original = nvidia.Engine.create_execution_context
+    monkeypatch.setattr(
+        nvidia.Engine, "create_execution_context",
+        lambda self, config: (seen.append(self.weight_streaming_budget_v2), original(self, config))[1],
+    )  # fmt: skip
+    recipe = bundle.load(built).component("vae_encoder").artifact.facts["recipe"]
+    streaming = with_facts(built, tmp_path / "streaming", "vae_encoder", recipe={**recipe, "streaming": True})
+    for options in ({"budget": "0"}, {"budget": "70000"}, {}):
+        session = opened(streaming, "vae_encoder", **options)
+        session.prepare(SIZES)
+        session.close()
+    assert seen == [0, 1 << 20, 1 << 20]
+    with pytest.raises(InputError, match="-O budget is for plans whose weights may stay") as caught:
+        opened(built, "vae_encoder", budget="1")
+    assert "-O streaming=true" in caught.value.fix
 
 
 def test_weights_come_from_the_graph_beside_a_stripped_plan(gpu: Gpu, built: Path, tmp_path: Path) -> None:
