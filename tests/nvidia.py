@@ -296,6 +296,7 @@ class Engine:
         self.profiles = json.loads((path.parent / "profiles.json").read_text())
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
         self.num_optimization_profiles = max(len(self.profiles), 1)
+        self.weight_streaming_scratch_memory_size = 100
         self.streamable_weights_size = self.weight_streaming_budget_v2 = 1 << 20
         self.weights = gpu.cuda.cudaMalloc(1 << 20)[1]
 

@@ -144,12 +144,12 @@ def _configure(library: Library, trt: Any, config: Any, recipe: Recipe) -> None:
     wanted = {
         "TF32": recipe.tf32,
         "STRIP_PLAN": recipe.strip,
-        "REFIT_IDENTICAL": recipe.refit == "same",
+        "REFIT_IDENTICAL": recipe.refit == "same" or (recipe.strip and recipe.refit == "no"),
         "REFIT": recipe.refit == "any",
         "VERSION_COMPATIBLE": recipe.portable,
         "WEIGHT_STREAMING": recipe.streaming,
-        # Else memory may be taken while a call runs, which no CUDA graph can record.
-        "REQUIRE_USER_ALLOCATION": hasattr(flag, "REQUIRE_USER_ALLOCATION"),
+        # Else memory may be taken while a call runs, which no CUDA graph can record; streaming weights has to.
+        "REQUIRE_USER_ALLOCATION": hasattr(flag, "REQUIRE_USER_ALLOCATION") and not recipe.streaming,
     }
     for name, on in wanted.items():
         if on:

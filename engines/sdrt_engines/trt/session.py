@@ -160,7 +160,9 @@ class TensorRtSession:
         if (index := nearest(profiles, sizes) if profiles else 0) < 0:
             raise InputError(f"{self.name}: no profile admits {dict(shapes)}")
         context = self._context()
-        return _Call(self.name, self._trt, context, index, shapes, self.spec, self._arena, self._options.graphs)
+        # Where weights that come from the host go; the memory that a size is said to need leaves it out.
+        scratch = self._engine.weight_streaming_scratch_memory_size if self._options.budget >= 0 else 0
+        return _Call(self.name, context, index, shapes, self.spec, self._arena, scratch, self._options.graphs)
 
     def _context(self) -> Any:
         trt = self._trt
@@ -184,10 +186,11 @@ class _Call:
     """One size: a context, buffers on both sides, and the recorded work."""
 
     def __init__(
-        self, name: str, trt: Any, context: Any, profile: int, shapes: Mapping[str, tuple[int, ...]],
-        component: Component, arena: Arena, graph: bool,
+        self, name: str, context: Any, profile: int, shapes: Mapping[str, tuple[int, ...]], component: Component,
+        arena: Arena, scratch: int, graph: bool,
     ) -> None:  # fmt: skip
-        self._name, self._context, self._arena, self._wants_graph = name, context, arena, graph
+        self._name, self._context, self._arena, self._scratch = name, context, arena, scratch
+        self._wants_graph = graph
         self._inputs = [spec.name for spec in component.inputs]
         self._outputs = [spec.name for spec in component.outputs]
         self._constants: set[str] = set()
@@ -276,7 +279,7 @@ class _Call:
         if self._generation == self._arena.generation and self._arena.address:
             return
         needed = self._context.update_device_memory_size_for_shapes()
-        self._arena.require(max(int(needed), 1))
+        self._arena.require(max(int(needed) + self._scratch, 1))
         self._context.set_device_memory(self._arena.address, self._arena.nbytes)
         self._generation = self._arena.generation
 

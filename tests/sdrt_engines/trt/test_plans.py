@@ -235,6 +235,11 @@ def test_what_takes_a_gpu_or_another_library_is_an_error(recipe: dict[str, Any],
         built(graph(tmp_path), **recipe)
 
 
+@pytest.mark.parametrize("recipe", [{"streaming": True}, {"tf32": True}, {"workspace": 64}, {"level": 5}], ids=str)
+def test_what_takes_no_gpu(recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert built(graph(tmp_path), **recipe)
+
+
 def test_progress_rises_and_an_interruption_stops_the_build(tmp_path: Path) -> None:
     told: list[float] = []
     plan.build(TENSORRT_RTX, graph(tmp_path), plan.Recipe("sm86"), [SIZES], "net", report=told.append)

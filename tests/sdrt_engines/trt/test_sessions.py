@@ -447,11 +447,16 @@ def test_how_much_of_the_weights_stays(gpu: Gpu, built: Path, tmp_path: Path, mo
     )  # fmt: skip
     recipe = bundle.load(built).component("vae_encoder").artifact.facts["recipe"]
     streaming = with_facts(built, tmp_path / "streaming", "vae_encoder", recipe={**recipe, "streaming": True})
+    shared = []
     for options in ({"budget": "0"}, {"budget": "70000"}, {}):
         session = opened(streaming, "vae_encoder", **options)
         session.prepare(SIZES)
+        held = session.memory()
+        assert held is not None
+        shared.append(held.shared)
         session.close()
     assert seen == [0, 1 << 20, 1 << 20]
+    assert shared[0] == shared[1] == shared[2] + 100  # room for weights on their way
     with pytest.raises(InputError, match="-O budget is for plans whose weights may stay") as caught:
         opened(built, "vae_encoder", budget="1")
     assert "-O streaming=true" in caught.value.fix
