@@ -141,11 +141,15 @@ def _decomposable(trt: Any, network: Any) -> None:
 
 def _configure(library: Library, trt: Any, config: Any, recipe: Recipe) -> None:
     flag = trt.BuilderFlag
+    # What a stripped plan is filled with are the same weights; TensorRT-RTX documents stripping beside REFIT alone.
+    refit = recipe.refit
+    if recipe.strip and refit == "no":
+        refit = "any" if library.jit else "same"
     wanted = {
         "TF32": recipe.tf32,
         "STRIP_PLAN": recipe.strip,
-        "REFIT_IDENTICAL": recipe.refit == "same" or (recipe.strip and recipe.refit == "no"),
-        "REFIT": recipe.refit == "any",
+        "REFIT_IDENTICAL": refit == "same",
+        "REFIT": refit == "any",
         "VERSION_COMPATIBLE": recipe.portable,
         "WEIGHT_STREAMING": recipe.streaming,
         # Else memory may be taken while a call runs, which no CUDA graph can record; streaming weights has to.
