@@ -159,19 +159,23 @@ class TensorRtSession:
         profiles = self.spec.artifact.profiles
         if (index := nearest(profiles, sizes) if profiles else 0) < 0:
             raise InputError(f"{self.name}: no profile admits {dict(shapes)}")
-        context = self._context()
+        context, records = self._context()
         # Where weights that come from the host go; the memory that a size is said to need leaves it out.
         scratch = self._engine.weight_streaming_scratch_memory_size if self._options.budget >= 0 else 0
-        return _Call(self.name, context, index, shapes, self.spec, self._arena, scratch, self._options.graphs)
+        return _Call(self.name, context, index, shapes, self.spec, self._arena, scratch, records)
 
-    def _context(self) -> Any:
-        trt = self._trt
+    def _context(self) -> tuple[Any, bool]:
+        """A context, and whether its calls are to be recorded here."""
+        trt, records = self._trt, self._options.graphs
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, self._options.specialize.upper())
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # recorded here, copies included
+            # Recorded here, copies included; but where kernels change while calls are made, the library knows when.
+            theirs = records and self._options.specialize == "lazy"
+            config.cuda_graph_strategy = getattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE" if theirs else "DISABLED")
+            records = records and not theirs
         if self._compiled is not None:
             self._compiled.load(config)
         context = self._engine.create_execution_context(config)
@@ -179,7 +183,7 @@ class TensorRtSession:
             raise DeviceError(
                 f"{self.name}: the plan gets no execution context on this GPU", "free its memory, or build it again"
             )
-        return context
+        return context, records
 
 
 class _Call:

@@ -157,6 +157,25 @@ def test_without_graphs(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFixture)
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(("asked", "theirs"), [({}, True), ({"graphs": "false"}, False)])
+def test_who_records_while_kernels_change(
+    gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], theirs: bool
+) -> None:
+    strategies = []
+    original = nvidia.Context.__init__
+
+    def made(self: Any, engine: Any, config: Any) -> None:
+        strategies.append((config.cuda_graph_strategy.name, config.dynamic_shapes_kernel_specialization_strategy.name))
+        original(self, engine, config)
+
+    monkeypatch.setattr(nvidia.Context, "__init__", made)
+    session = opened(built, specialize="lazy", **asked)
+    session.run(**inputs(bundle.load(built)))
+    session.close()
+    assert strategies == [("WHOLE_GRAPH_CAPTURE" if theirs else "DISABLED", "LAZY")]
+    assert "cudaGraphLaunch" not in gpu.cuda.calls
+
+
 def test_constants_are_seen_by_what_was_recorded(gpu: Gpu, built: Path) -> None:
     """Bound anew, with the same shape, after the graph was recorded; unbound inputs in between change too."""
     session = opened(built)
