@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import random
 import shutil
@@ -12,8 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +98,45 @@ def die_at(number: int, after: bool) -> None:
         setattr(os, name, watched(getattr(os, name)))
 
 
-def status_of_a_run_that_dies(out: Path, number: int, after: bool, force: bool) -> int:
-    with warnings.catch_warnings():
-        # Python 3.12 and later warn of threads that other tests left behind; the child needs none of them.
-        warnings.simplefilter("ignore", DeprecationWarning)
+def serve_deaths() -> None:
+    """For each line, ``[out, number, after, force]``, fork a run that dies, and answer with its status."""
+    for line in sys.stdin:
+        out, number, after, force = json.loads(line)
         child = os.fork()
-    if child == 0:
-        try:
-            die_at(number, after)
-            write(out, "new", force=force)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if child == 0:
+            try:
+                die_at(number, after)
+                write(Path(out), "new", force=force)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+Mortal = Callable[[Path, int, bool, bool], int]
+"""Runs and dies; its status."""
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Mortal]:
+    """Forks come from a process of one thread: what a fork of this one inherits may be locked by threads of other
+    tests, which it does not inherit."""
+    command = [sys.executable, "-c", "from tests.sdrt.test_staging import serve_deaths; serve_deaths()"]
+    alone = environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def run(out: Path, number: int, after: bool, force: bool) -> int:
+            asked.write(json.dumps([str(out), number, after, force]) + "\n")
+            asked.flush()
+            return int(answers.readline())
+
+        yield run
+        asked.close()
 
 
 def nothing(out: Path) -> None:
@@ -145,14 +169,14 @@ def not_yet_removed(out: Path) -> None:
 SITUATIONS = (nothing, old, moved_away, not_yet_removed)
 
 
-def deaths(folder: Path, situation: Callable[[Path], None], after: bool) -> Any:
+def deaths(mortal: Mortal, folder: Path, situation: Callable[[Path], None], after: bool) -> Any:
     """Yield OUT after a run that died at its first call, its second … until one lives."""
     out = folder / "out"
     for number in range(1, 1000):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         situation(out)
-        status = status_of_a_run_that_dies(out, number, after, force=situation is not nothing)
+        status = mortal(out, number, after, situation is not nothing)
         if status == 0:
             assert number > 30, "the calls are no longer seen"
             assert kind_of(out) == "new"
@@ -169,11 +193,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="deaths are inje
 @needs_fork
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.__name__)
-def test_a_death_at_every_call(tmp_path: Path, situation: Callable[[Path], None], after: bool) -> None:
+def test_a_death_at_every_call(tmp_path: Path, mortal: Mortal, situation: Callable[[Path], None], after: bool) -> None:
     """OUT is absent, wholly the old bundle or wholly the new one; the next run succeeds and cleans up."""
     allowed = {None, "new"} if situation is nothing else {None, "old", "new"}
     seen = set()
-    for out in deaths(tmp_path / "folder", situation, after):
+    for out in deaths(mortal, tmp_path / "folder", situation, after):
         seen.add(kind_of(out))
         write(out, "next", force=True)
         assert kind_of(out) == "next"
@@ -184,9 +208,9 @@ def test_a_death_at_every_call(tmp_path: Path, situation: Callable[[Path], None]
 
 @needs_fork
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_what_is_half_removed_does_not_come_back(tmp_path: Path, after: bool) -> None:
+def test_what_is_half_removed_does_not_come_back(tmp_path: Path, mortal: Mortal, after: bool) -> None:
     """A death, then OUT removed by hand: the next run may find the whole old bundle put back, but no remains of it."""
-    for out in deaths(tmp_path / "folder", old, after):
+    for out in deaths(mortal, tmp_path / "folder", old, after):
         shutil.rmtree(out, ignore_errors=True)
         try:
             write(out, "next")
