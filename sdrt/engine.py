@@ -55,13 +55,15 @@ class DeviceMemory:
     """Bytes that one session holds on its device.
 
     tensors: inputs and outputs, of all sizes that are kept. activations: what the network works in, the session's own.
-    shared: the same, where all sessions of the device work in one place, of which each of them tells.
+    shared: the same, where all sessions of the device work in one place, of which each of them tells; ``device`` says
+    which one.
     """
 
     weights: int
     tensors: int
     activations: int = 0
     shared: int = 0
+    device: str = ""
 
     @staticmethod
     def together(held: Iterable[DeviceMemory]) -> dict[str, int]:
@@ -69,7 +71,10 @@ class DeviceMemory:
         known = list(held)
         if not known:
             return {}
-        activations = sum(one.activations for one in known) + max(one.shared for one in known)
+        shared: dict[str, int] = {}
+        for one in known:
+            shared[one.device] = max(shared.get(one.device, 0), one.shared)
+        activations = sum(one.activations for one in known) + sum(shared.values())
         weights, tensors = sum(one.weights for one in known), sum(one.tensors for one in known)
         return {"weights": weights, "activations": activations, "tensors": tensors}
 

@@ -60,6 +60,10 @@ class DeviceError(SdrtError):
     """A device is unknown to the engine, or not what the artifact was built for."""
 
 
+class ElsewhereError(DeviceError):
+    """What was built is for other machines than this one."""
+
+
 class InputError(SdrtError, ValueError):
     """An argument or a tensor has a wrong name, type, shape or value."""
 

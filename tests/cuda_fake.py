@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 
 from sdrt.errors import EngineUnavailable
 from sdrt_engines import cuda
+from sdrt_engines.graph import load_graph
+from sdrt_engines.graph.cuda_kernels import without_kernel
 
 MEMORY = 80 << 30
 WEIGHTS, WORKSPACE = 1000, 10
@@ -98,6 +101,7 @@ class Gpu:
                     gpu.open["stream"] -= 1
 
         self.Buffer, self.Pinned, self.Stream = Buffer, Pinned, Stream
+        self.close_all = cuda.close_all
 
     def gpus(self) -> list[cuda.Gpu]:
         if self.missing:
@@ -129,17 +133,20 @@ class Runtime:
     """onnxruntime, as far as the engine uses it. What sessions were made with, and what they did, is kept.
 
     held: its providers. loads: those that can really be loaded; others are replaced by the CPU, as ONNX Runtime does.
-    lacks: operators without kernel. WARM: runs of a graph before it is recorded.
+    lacks: operators without kernel; asked: also those that the real provider has none of (``graph.cuda_kernels``).
+    WARM: runs of a graph before it is recorded.
     """
 
     WARM = 1
 
     def __init__(
-        self, gpu: Gpu, held: tuple[str, ...] = (CUDA,), lacks: tuple[str, ...] = (), loads: bool = True
-    ) -> None:
+        self, gpu: Gpu, held: tuple[str, ...] = (CUDA,), lacks: tuple[str, ...] = (), loads: bool = True,
+        asked: bool = False,
+    ) -> None:  # fmt: skip
         import onnxruntime
 
         self.real, self.gpu, self.held, self.lacks, self.loads = onnxruntime, gpu, held, lacks, loads
+        self.asked = asked
         self.sessions: list[FakeSession] = []
         self.preloaded = 0
         self.__version__ = onnxruntime.__version__
@@ -179,6 +186,7 @@ class FakeSession:
     def __init__(self, runtime: Runtime, path: str, settings: Any, provider: str, options: dict[str, str]) -> None:
         self.runtime, self.provider, self.options, self.settings = runtime, provider, options, settings
         self.real = runtime.real.InferenceSession(path, None, providers=[CPU])
+        self._lacks = [*without_kernel(load_graph(Path(path)))] if runtime.asked and provider == CUDA else []
         self.graphs: dict[int, Any] = {}
         self.runs: Counter[str] = Counter()
         self.released: list[int] = []
@@ -204,7 +212,7 @@ class FakeSession:
             return ""
 
     def _on_cpu(self) -> list[str]:
-        return list(self.runtime.lacks)
+        return [*self.runtime.lacks, *self._lacks]
 
     def get_providers(self) -> list[str]:
         return [self.provider, CPU] if self.runtime.loads else [CPU]

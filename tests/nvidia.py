@@ -389,6 +389,7 @@ class Runtime:
     def __init__(self, logger: Any) -> None:
         assert self.gpu.cuda.gpus, "TensorRT's runtime ends the process where there is no driver"
         self.logger = logger
+        self.gpu.runtimes.append(self)
         self.engine_host_code_allowed = False
 
     def get_engine_validity(self, content: Any) -> tuple[Any, int]:
@@ -450,6 +451,7 @@ class Gpu:
         self.validity: tuple[Any, int] = (real.EngineValidity.VALID, 0)
         self.capturable = True
         self.enqueued = self.contexts = self.loaded = self.refitted = 0
+        self.runtimes: list[Runtime] = []
 
     def trt(self) -> Any:
         """The real library but for what runs plans."""

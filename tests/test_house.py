@@ -73,11 +73,11 @@ def test_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     assert doctor.returncode == 0
     assert re.search(r"onnxruntime +no", doctor.stdout)
     assert "pip install 'sdrt[ort]'" in doctor.stdout
-    assert "pip install 'sdrt[export]'" in doctor.stdout
+    assert "pip install 'sdrt[export,ort]'" in doctor.stdout
     assert "sd1, from sdrt-demo" in run("inspect", "demo").stdout
     export = run("export", "model", "out")
     assert (export.returncode, export.stdout) == (1, "")
-    assert "pip install 'sdrt[export]'" in export.stderr
+    assert "pip install 'sdrt[export,ort]'" in export.stderr
 
 
 def test_public_names() -> None:

@@ -319,7 +319,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("-m", "--model", action="append", required=True, help="a bundle; repeatable")
     made.add_argument("--engine", type=several(str), default=[None], metavar="NAME,...", help="default: each bundle's")
-    made.add_argument("--device", help="as the engine names it")
+    made.add_argument("--device", action="append", help="as the engine names it; or repeated, one for each model")
     made.add_argument("--scheduler", type=several(str), default=[None], metavar="NAME,...", help="default: the model's")
     made.add_argument("--steps", type=several(positive), default=[20], metavar="N,...", help="default: 20")
     made.add_argument("--guidance", type=several(float), default=[None], metavar="G,...", help="default: the model's")
@@ -346,7 +346,13 @@ def evaluate(args: argparse.Namespace) -> None:
     reader = readers.load(args.reader)
     scenes = runs.scenes(args.captions, args.seed)
     planned = runs.settings(
-        args.model, args.engine, args.scheduler, args.steps, args.guidance, device=args.device, size=args.shape
+        args.model,
+        args.engine,
+        args.scheduler,
+        args.steps,
+        args.guidance,
+        devices=args.device or [None],
+        size=args.shape,
     )
     for setting in planned:  # before minutes of work
         setting.check(args.batch, args.seed)

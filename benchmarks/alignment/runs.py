@@ -23,6 +23,7 @@ from benchmarks.demo.scenes import (
 from sdrt import Pipeline
 from sdrt import bundle as bundles
 from sdrt.engine import default_engine, find_engine
+from sdrt.errors import InputError
 from sdrt.request import Arguments, GenerationRequest
 
 Progress = Callable[[int], object]
@@ -68,11 +69,14 @@ class Setting:
 
 def settings(
     models: Sequence[str], engines: Sequence[str | None], schedulers: Sequence[str | None], steps: Sequence[int],
-    guidances: Sequence[float | None], *, device: str | None = None, size: tuple[int, int] | None = None,
+    guidances: Sequence[float | None], *, devices: Sequence[str | None] = (None,), size: tuple[int, int] | None = None,
 ) -> list[Setting]:  # fmt: skip
-    """Every combination, named by what differs."""
+    """Every combination, named by what differs. devices: one for all models, or each one's. InputError."""
+    if len(devices) not in (1, len(models)):
+        raise InputError(f"--device: {len(devices)} for {len(models)} models", "one for all, or one for each")
     made: list[Setting] = []
-    for model, engine, scheduler, count, guidance in product(models, engines, schedulers, steps, guidances):
+    placed = list(zip(models, devices if len(devices) > 1 else [*devices] * len(models), strict=True))
+    for (model, device), engine, scheduler, count, guidance in product(placed, engines, schedulers, steps, guidances):
         name = ", ".join((
             Path(model).name or model,
             *([engine or "own engine"] if len(engines) > 1 else []),

@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compile", nargs="+", choices=MODES, default=[MODES[0]], metavar="MODE",
                       help=f"of torch.compile, a row each: {', '.join(MODES)} (default: {MODES[0]})")  # fmt: skip
     made.add_argument("--peers", type=Path, metavar="DIR", help="an environment with diffusers and torch for CUDA")
-    made.add_argument("--gpu", type=int, default=0, metavar="N", help="which one (default: 0)")
+    made.add_argument("--gpu", type=int, default=0, metavar="N",
+                      help="which one runs (default: 0); plans are built on the first")  # fmt: skip
     made.add_argument("--alignment", type=positive, metavar="N", help="also: N captions of the demo model, read")
     made.add_argument("--prepare", action="store_true", help="export and build, and measure nothing")
     made.add_argument("--cpu", action="store_true", help="rehearse on the CPU: float32, nothing compiled")

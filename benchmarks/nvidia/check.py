@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,15 @@ def _need(engine: str, device: str) -> None:
         raise Skipped(f"{engine} has no {device} here; it has {', '.join(held)}")
 
 
-def _demo(here: Here, engine: str, target: str | None = None, **extra: str) -> Bundle:
+def _demo(
+    here: Here, engine: str, target: str | None = None, precision: Precision = PRECISION,
+    extra: Mapping[str, str] | None = None,
+) -> Bundle:  # fmt: skip
     """The demo model, built for all sizes of its reference vectors; once for the same options. It is not checked."""
     _need(engine, here.device)
-    words = "-".join((engine, PRECISION, *([target] if target else []), *(f"{k}-{v}" for k, v in extra.items())))
+    words = "-".join(
+        (engine, precision, *([target] if target else []), *(f"{k}-{v}" for k, v in (extra or {}).items()))
+    )
     folder = here.out / words
     if not (folder / bundles.MANIFEST).is_file():
         origin = bundles.load(DEMO)
@@ -89,7 +94,7 @@ def _demo(here: Here, engine: str, target: str | None = None, **extra: str) -> B
             sizes = solve(specs, {tensor: array.shape for tensor, array in inputs.items()})
             shapes[sizes["W"], sizes["H"]] = None
             most = max(most, sizes["B"])
-        options = BuildOptions(PRECISION, tuple(shapes), most, target, extra=extra)
+        options = BuildOptions(precision, tuple(shapes), most, target, extra=extra or {})
         build(DEMO, folder, engine, options)
     return bundles.load(folder)
 
@@ -170,13 +175,15 @@ def _components(engine: str) -> Check:
 
 def _fused(here: Here) -> Iterator[str]:
     """ONNX Runtime's fused kernels give the numbers of the graph that they took the place of."""
-    yield from _verified(_demo(here, "onnxruntime", "cuda", fusions="all"), here)
+    yield from _verified(_demo(here, "onnxruntime", "cuda", extra={"fusions": "all"}), here)
 
 
 def _plain_fp32(here: Here) -> Iterator[str]:
-    """The ONNX bundle as it is: ONNX Runtime opens it without a build."""
-    _need("onnxruntime", here.device)
-    yield from _verified(bundles.load(DEMO), here)
+    """float32, built; and of the ONNX bundle as it is, which ONNX Runtime opens too, what has kernels for all of it."""
+    yield from _verified(_demo(here, "onnxruntime", "cuda", "fp32"), here)
+    plain = bundles.load(DEMO)
+    names = [name for name in plain.manifest.components if name != "text_encoder"]  # its ArgMax has none
+    yield from (f"as exported: {told}" for told in _verified(plain, here, names))
 
 
 def _graphs(engine: str) -> Check:
@@ -230,7 +237,7 @@ def _option(**extra: str) -> Check:
         failures = []
         for engine in ("tensorrt-rtx", "tensorrt"):
             try:
-                held = _demo(here, engine, **extra)
+                held = _demo(here, engine, extra=extra)
                 size = sum(f.bytes for f in held.component("unet").artifact.files if f.path.endswith(".plan"))
                 yield f"{engine}: U-Net's plan {size / 1e6:.1f} MB"
                 yield from (f"{engine}: {told}" for told in _verified(held, here))
@@ -273,7 +280,7 @@ def _fallback(here: Here) -> Iterator[str]:
     _need("onnxruntime", here.device)
     providers: Any = importlib.import_module("sdrt_engines.onnxruntime_providers")
     bad = []
-    for held in (bundles.load(DEMO), _best_target(here, "onnxruntime")):
+    for held in (_demo(here, "onnxruntime", "cuda", "fp32"), _best_target(here, "onnxruntime")):
         for name in held.manifest.components:
             precision = held.component(name).artifact.precision
             try:
@@ -388,23 +395,20 @@ def main() -> None:
 def alignment(ours: Ours, out: Path, captions: int, device: str, progress: Progress) -> Iterator[Aligned]:
     """The demo model in fp32 beside one of ours, the same captions and noise (``benchmarks/alignment``). SdrtError."""
     held, file = out / f"demo-{ours.key}", out / f"alignment-{ours.key}.json"
-    if not (held / bundles.MANIFEST).is_file():
-        progress(f"{ours.name}: the demo model")
-        for target in ours.targets:
-            command = [sys.executable, "-m", "sdrt", "build", str(DEMO), str(held), "--engine", ours.engine]
-            command += ["--precision", ours.precision, "--batch", "8", *(["--target", target] if target else [])]
-            command += [word for name, value in ours.extra.items() for word in ("-O", f"{name}={value}")]
-            try:
-                watched(command, "sdrt build")
-                break
-            except SdrtError:
-                if target == ours.targets[-1]:
-                    raise
+    progress(f"{ours.name}: the demo model")
+    for target in ours.targets:
+        command = [sys.executable, "-m", "sdrt", "build", str(DEMO), str(held), "--force", "--engine", ours.engine]
+        command += ["--precision", ours.precision, "--batch", "8", *(["--target", target] if target else [])]
+        command += [word for name, value in ours.extra.items() for word in ("-O", f"{name}={value}")]
+        try:
+            watched(command, "sdrt build")
+            break
+        except SdrtError:
+            if target == ours.targets[-1]:
+                raise
     progress(f"{ours.name}: {captions} captions")
     command = [sys.executable, "-m", "benchmarks.alignment.evaluate", "-m", str(DEMO), "-m", str(held)]
-    command += ["--captions", str(captions), "--json", str(file)]
-    # Where both open it, the device is for both; TensorRT's plans have no other one than the GPU.
-    command += ["--device", device] if ours.engine == "onnxruntime" else []
+    command += ["--captions", str(captions), "--json", str(file), "--device", "cpu", "--device", device]
     watched(command, "benchmarks.alignment.evaluate")
     report = json.loads(file.read_text(encoding="utf-8"))
     for kind, attributes in report["comparisons"][0]["attributes"].items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import shutil
 import subprocess
@@ -135,7 +137,17 @@ def built(
     made = Build(ours.name, ours.engine, ours.precision, version=_version(ours.engine))
     unet = onnx.component(onnx.manifest.denoiser.component).artifact.files[0].sha256
     extra = [f"{name}={value}" for name, value in ours.extra.items()]
-    key = [about, ours.engine, ours.precision, *extra, made.version, *map(str, shape), str(batch), str(unet)]
+    key = [
+        _sources(),
+        about,
+        ours.engine,
+        ours.precision,
+        *extra,
+        made.version,
+        *map(str, shape),
+        str(batch),
+        str(unet),
+    ]
     folder, account = ours.at(out), ours.at(out).with_suffix(".json")
     if (folder / bundles.MANIFEST).is_file() and account.is_file():
         held = strict_json.read(account)
@@ -162,6 +174,15 @@ def built(
         account.write_text(json.dumps({"key": key, "build": strict_json.encode(made)}) + "\n", encoding="utf-8")
         return made
     return dataclasses.replace(made, failure="; ".join(failures))
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the code that builds: a bundle of other code is built again."""
+    held = hashlib.sha256()
+    for file in sorted(path for folder in ("sdrt", "engines") for path in (ROOT / folder).rglob("*.py")):
+        held.update(file.read_bytes())
+    return held.hexdigest()
 
 
 def _version(engine: str) -> str:

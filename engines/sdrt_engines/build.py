@@ -18,7 +18,7 @@ from sdrt import bundle as bundles
 from sdrt import by_component, strict_json
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
 from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
-from sdrt.errors import BuildError, BundleError, InputError
+from sdrt.errors import BuildError, BundleError, ElsewhereError, InputError
 from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
@@ -181,6 +181,9 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
             figures = list(measure(built, name, session))
         finally:
             session.close()
+    except ElsewhereError as error:  # which only its library could tell
+        logger.warning("%s: not checked, as it cannot be run here (%s)", name, error.message)
+        return component
     except BundleError as error:  # of a folder that is gone when it is read
         raise BuildError(
             f"{name}: what was built in {component.artifact.precision} for {component.artifact.engine} cannot be used:"

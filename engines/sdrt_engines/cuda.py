@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,30 @@ def use(index: int) -> None:
 # -- what is made -----------------------------------------------------------------------------------------------------
 
 
-class Buffer:
+class _Owned:
+    """Something of a GPU's that is closed once, at the latest when nobody refers to it any more."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # never made, or at the end of the process, when all is given back
+            self.close()
+
+
+def close_all(held: Iterable[_Owned]) -> None:
+    """Close each, whatever becomes of the others; DeviceError, the first one, after all of them."""
+    failed = None
+    for one in held:
+        try:
+            one.close()
+        except DeviceError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+class Buffer(_Owned):
     """``nbytes`` of the current GPU's memory, 256-byte aligned, until it is closed."""
 
     def __init__(self, nbytes: int, what: str = "") -> None:
@@ -131,12 +154,12 @@ class Buffer:
         self.address = int(call("cudaMalloc", max(nbytes, 1), about=about))
 
     def close(self) -> None:
-        if self.address:
-            call("cudaFree", self.address)
+        if address := self.address:
             self.address = 0
+            call("cudaFree", address)
 
 
-class Pinned:
+class Pinned(_Owned):
     """A numpy array in memory that the GPU reads and writes by itself, without a copy of the driver's in between."""
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -148,13 +171,13 @@ class Pinned:
         self.array: Array = np.frombuffer(memoryview(memory), kind, count).reshape(shape)
 
     def close(self) -> None:
-        if self.address:
-            del self.array
-            call("cudaFreeHost", self.address)
+        if address := self.address:
             self.address = 0
+            del self.array
+            call("cudaFreeHost", address)
 
 
-class Stream:
+class Stream(_Owned):
     """A queue of the current GPU's; work in it is done in order, and waits for no other queue."""
 
     def __init__(self) -> None:
@@ -181,7 +204,7 @@ class Stream:
             work()
         except BaseException:
             with contextlib.suppress(DeviceError):  # the capture is void already, and this tells why
-                call("cudaStreamEndCapture", self.handle)
+                call("cudaGraphDestroy", call("cudaStreamEndCapture", self.handle))
             raise
         return Graph(call("cudaStreamEndCapture", self.handle))
 
@@ -189,12 +212,12 @@ class Stream:
         call("cudaGraphLaunch", graph.executable, self.handle)
 
     def close(self) -> None:
-        if self.handle:
-            call("cudaStreamDestroy", self.handle)
+        if handle := self.handle:
             self.handle = 0
+            call("cudaStreamDestroy", handle)
 
 
-class Graph:
+class Graph(_Owned):
     """Recorded work that is launched as one. It reads and writes the addresses that it was recorded with."""
 
     def __init__(self, recorded: Any) -> None:
@@ -204,6 +227,6 @@ class Graph:
             call("cudaGraphDestroy", recorded)
 
     def close(self) -> None:
-        if self.executable is not None:
-            call("cudaGraphExecDestroy", self.executable)
+        if (executable := self.executable) is not None:
             self.executable = None
+            call("cudaGraphExecDestroy", executable)

@@ -70,6 +70,18 @@ CUDA_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 CACHES = False
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}
+OURS_ON_CUDA: Mapping[str, str] = {
+    "user_compute_stream": "",
+    "has_user_compute_stream": "",
+    "enable_cuda_graph": "-O graphs",
+    "use_tf32": "-O tf32",
+    "prefer_nhwc": "-O nhwc",
+    "gpu_external_alloc": "",  # addresses of code
+    "gpu_external_free": "",
+    "gpu_external_empty_cache": "",
+    "cudnn_conv_algo_search": "-O search",
+}
+"""Options of the CUDA provider that sdrt sets, and what says them."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +289,7 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     if own.keep < 1:
         raise InputError(f"onnxruntime: keep is {own.keep}, expected at least 1")
     chosen = None if device in (None, "cpu") else choose(library, str(device))
+    _check_pairs(own, chosen)
     if device not in (None, "cpu") and chosen is None:
         raise unknown_device("onnxruntime", str(device), devices())
     if chosen is None and own.provider:
@@ -299,6 +312,20 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
     asked = {**chosen.provider.options, **chosen.options, **dict(own.provider)}
     session = _checked(library, bundle, name, settings, chosen, asked, own)
     return OrtSession(library, bundle, name, session)
+
+
+def _check_pairs(own: OrtOptions, chosen: Chosen | None) -> None:
+    """InputError for a provider option that says what sdrt says already: half of it would go by the one, half by the
+    other."""
+    ours = dict.fromkeys(chosen.options, "--device") if chosen is not None else {}
+    if chosen is not None and chosen.provider.name == CUDA:
+        ours |= OURS_ON_CUDA
+    for key, _ in own.provider:
+        if key in ours:
+            raise InputError(
+                f"onnxruntime: -O provider={key}=... is said by {ours[key] or 'sdrt itself'}",
+                f"leave it out{f', and use {ours[key]}' if ours[key] else ''}",
+            )
 
 
 def _open_cuda(

@@ -34,7 +34,7 @@ STAGES = {
 }  # fmt: skip
 """What a component goes through, in order, and how its time divides (full-size SD 1.5; see benchmarks/LOG.md)."""
 
-LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,7 @@ def _manifest(
 ) -> Manifest:  # fmt: skip
     facts: Facts = family.facts(checkpoint)
     versions = {"sdrt": sdrt.__version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions["onnxruntime"] = importlib.import_module("onnxruntime").__version__  # of one of several distributions
     return Manifest(
         family=family.NAME,
         components=components,

@@ -33,9 +33,13 @@ from sdrt.engine import BuildOptions
 )  # fmt: skip
 @click.option(
     "--shape", "shapes", multiple=True, metavar="WxH", callback=common.parse_shapes,
-    help="Picture size in pixels that the engine is fixed to; repeatable. Any size when left out.",
+    help="Picture size in pixels that the engine is fixed to; repeatable. When left out any size, or, of TensorRT's and"
+    " Core ML's, the model's own.",
 )  # fmt: skip
-@click.option("--batch", type=click.IntRange(1, 1024), help="Most pictures at once. Any number when left out.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1024),
+    help="Most pictures at once. When left out any number, or, of TensorRT's and Core ML's, one.",
+)  # fmt: skip
 @click.option(
     "--calibration", metavar="FILE",
     help="Prompts, one a line, that int8 scales (the first 16) and fp16 ranges (the first two) are measured with."

@@ -19,7 +19,7 @@ EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 @click.command(cls=Command, examples="sdrt doctor\nsdrt doctor --json -")
 @common.json_option
 def command(json_file: str | None) -> None:
-    """Show which engines and devices are usable here, and for the others why not and what to install."""
+    """Show which engines and devices are usable here, and for the others why not and what to do."""
     found = examine()
     if json_file is not None:
         common.write_json(found, json_file)
@@ -29,7 +29,7 @@ def command(json_file: str | None) -> None:
     rows = []
     for engine in found["engines"]:
         if engine["problem"]:
-            rows.append((engine["name"], "no", "-", "-", f"{engine['problem']} → {engine['install']}"))
+            rows.append((engine["name"], "no", "-", "-", f"{engine['problem']} → {engine['fix']}"))
         for device in engine["devices"]:
             memory = common.size(device["memory"]) if device["memory"] else "-"
             rows.append((engine["name"], "yes", device["name"], memory, device["description"]))
@@ -37,7 +37,7 @@ def command(json_file: str | None) -> None:
     export = found["export"]
     missing = [name for name, version in export.items() if version is None]
     if missing:
-        click.echo(f"\nexport: not usable: {', '.join(missing)} not installed → pip install 'sdrt[export]'")
+        click.echo(f"\nexport: not usable: {', '.join(missing)} not installed → pip install 'sdrt[export,ort]'")
     else:
         click.echo("\nexport: usable, " + ", ".join(f"{name} {version}" for name, version in export.items()))
 
@@ -56,14 +56,14 @@ def examine() -> dict[str, Any]:
 def _engine(name: str) -> dict[str, Any]:
     engine = find_engine(name)
     try:
-        devices, problem = engine.devices(), ""
+        devices, problem, fix = engine.devices(), "", ""
     except EngineUnavailable as error:
-        devices, problem = [], error.message
+        devices, problem, fix = [], error.message, error.fix or engine.INSTALL
     return {
         "name": name,
         "devices": [{"name": d.name, "description": d.description, "memory": d.memory} for d in devices],
         "problem": problem,
-        "install": engine.INSTALL if problem else "",
+        "fix": fix,
     }
 
 

@@ -13,7 +13,7 @@ from sdrt import bundle as bundles
 from sdrt.cli import Command, common
 from sdrt.errors import ExportError
 
-INSTALL = "pip install 'sdrt[export]'"
+INSTALL = "pip install 'sdrt[export,ort]'"
 
 
 @click.command(
@@ -55,6 +55,7 @@ def command(
         exporter: Any = importlib.import_module("sdrt_export.exporter")
         for library in ("torch", "diffusers", "transformers", "onnxscript"):
             importlib.metadata.version(library)
+        importlib.import_module("onnxruntime")  # what is exported is held against torch with it
     except importlib.metadata.PackageNotFoundError as error:
         raise ExportError(f"{error.name} is not installed", INSTALL) from None
     except ModuleNotFoundError as error:

@@ -177,7 +177,7 @@ def test_checks_of_tensorrt_rtx(tmp_path: Path) -> None:
 
 
 def test_checks_of_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = Runtime(Gpu())
+    runtime = Runtime(Gpu(), asked=True)
     for module in (onnxruntime_cuda, onnxruntime_providers, check):
         monkeypatch.setattr(module, "cuda", runtime.gpu)
     monkeypatch.setattr(engine, "_library", lambda: runtime)

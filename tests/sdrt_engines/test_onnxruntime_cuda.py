@@ -103,7 +103,7 @@ def test_options_of_the_session(bundle: Path, install: Install) -> None:
     sessions = [
         opened(bundle, device="cuda:1"),
         opened(bundle, tf32="true", nhwc="true", search="exhaustive", provider="gpu_mem_limit=1000,sdpa_kernel=2"),
-        opened(bundle, provider="use_tf32=1"),
+        opened(bundle, tf32="true"),
     ]
     sessions[1].prepare({"B": 2, "T": 77, "H": 64, "W": 64})  # channels last: made when a size comes
     first, third, second = (made.options for made in runtime.sessions)
@@ -420,6 +420,9 @@ def test_provider_options(bundle: Path, install: Install) -> None:
         opened(bundle, device="coreml", provider="colour=red")
     with pytest.raises(InputError, match="the cpu takes no provider options"):
         opened(bundle, device="cpu", provider="colour=red")
+    for pair in ("device_id=1", "user_compute_stream=123", "enable_cuda_graph=0", "use_tf32=1", "prefer_nhwc=1"):
+        with pytest.raises(InputError, match=f"provider={pair.partition('=')[0]}=... is said by (--device|-O|sdrt)"):
+            opened(bundle, provider=pair)
     with pytest.raises(InputError, match="keep is 0"):
         opened(bundle, keep="0")
     with pytest.raises(InputError, match="threads are for the cpu"):

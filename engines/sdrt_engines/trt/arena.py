@@ -55,17 +55,14 @@ class Arena:
             if self._users:
                 return
             _arenas.pop(self.index, None)
-            cuda.use(self.index)
-            if self._memory is not None:
-                self._memory.close()
-                self._memory = None
-            if self._stream is not None:
-                self._stream.close()
-                self._stream = None
+            held = [one for one in (self._memory, self._stream) if one is not None]
+            self._memory = self._stream = None
+            cuda.close_all(held)
 
 
 _arenas: dict[int, Arena] = {}
-_arenas_lock = threading.Lock()
+_arenas_lock = threading.RLock()
+"""Entered anew by the thread that holds it where Python drops a session, which releases, while it makes an arena."""
 
 
 def held(index: int) -> Arena:

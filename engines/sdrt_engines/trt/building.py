@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, split_dim
 from sdrt.engine import ONNX, BuildOptions, parse_options
 from sdrt.errors import BuildError, EngineUnavailable, InputError
+from sdrt.staging import replacing
 from sdrt_engines import cuda
 from sdrt_engines.graph import fix_dims
 from sdrt_engines.graph.external import Weights
@@ -21,6 +23,8 @@ from sdrt_engines.trt import fingerprint, plan, targets
 from sdrt_engines.trt.graph_check import check_graph
 from sdrt_engines.trt.library import Library
 
+logger = logging.getLogger("sdrt")
+
 PLAN = "model.plan"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -29,8 +33,8 @@ WRITTEN = ((0.0, 0.1), (0.9, 0.92))
 """The part of a build, for its report, in which the graph is written: in float32; in another precision, which takes
 measuring first."""
 
-LONG_PROMPT = 4
-"""A prompt may be so many times as long as one text of the encoder's: profiles range up to it."""
+MAX_MIB = 2**23
+"""8 TiB, more than any GPU has."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class TensorRtBuildOptions:
 
 
 def build(library: Library, source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifact:
-    """Write ``<name>/model.plan``. Without a GPU the graph that it is built from is held against the reference here.
+    """Write ``<name>/model.plan``. Where no GPU is that runs it, the graph that it is built from is held against the
+    reference here.
 
     Sizes are the model's own when no shape is given, and the batch is one picture: a plan is fast for what it names.
     """
@@ -70,7 +75,9 @@ def build(library: Library, source: Bundle, name: str, out: Path, options: Build
     target = targets.parsed(library, options.target)
     gpu = _building_gpu(library, target, own)
     recipe = _recipe(library, target, own)
+    options = _with_shapes(source, options)
     profiles = sized(library, source, component, options)
+    known = _read_timings(own.timings)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     keeps = own.keep_graph or own.strip
@@ -79,7 +86,7 @@ def build(library: Library, source: Bundle, name: str, out: Path, options: Build
         stored_at.mkdir()
         graph.mkdir(exist_ok=True)
         facts = _write_graph(source, component, options, stored_at, graph)
-        if gpu is None:
+        if gpu is None or not targets.surely_covers(target, gpu, cast(Precision, options.precision)):
             facts["graph_parity"] = check_graph(source, name, cast(Precision, options.precision), graph, GRAPH)
         done_by = WRITTEN[options.precision != "fp32"][1]
 
@@ -89,12 +96,12 @@ def build(library: Library, source: Bundle, name: str, out: Path, options: Build
         started = time.perf_counter()
         made, timings = plan.build(
             library, graph / GRAPH, recipe, [plan.ranges(component, profile) for profile in profiles], name,
-            timings=_read_timings(own.timings), report=compiled,
+            timings=known, report=compiled,
         )  # fmt: skip
         facts["seconds"] = round(time.perf_counter() - started, 2)
         (folder / PLAN).write_bytes(made)
         if own.timings and timings is not None:
-            Path(own.timings).write_bytes(timings)
+            _write_timings(own.timings, timings)
     files = [file for file in (PLAN, GRAPH, WEIGHTS) if (folder / file).exists()]
     return Artifact(
         engine=library.engine,
@@ -141,12 +148,18 @@ def _recipe(library: Library, target: str, own: TensorRtBuildOptions) -> plan.Re
     for what, asked in wrong.items():
         if asked:
             raise BuildError(f"{library.title} has no use for -O {what}", "leave it out, or --engine tensorrt")
-    if own.workspace < 0:
-        raise InputError(f"{library.engine} option workspace: expected 0 or more MiB, got {own.workspace}")
+    if not 0 <= own.workspace <= MAX_MIB:
+        raise InputError(f"{library.engine} option workspace: expected 0 to {MAX_MIB} MiB, got {own.workspace}")
     return plan.Recipe(
         target=target, tf32=own.tf32, strip=own.strip, refit=own.refit, portable=own.portable,
         streaming=own.streaming, level=int(own.level), workspace=own.workspace,
     )  # fmt: skip
+
+
+def _with_shapes(source: Bundle, options: BuildOptions) -> BuildOptions:
+    """The options with the model's own size where none is given."""
+    space = source.manifest.latents
+    return replace(options, shapes=options.shapes or ((space.default_width, space.default_height),))
 
 
 def sized(
@@ -158,16 +171,14 @@ def sized(
     Guidance runs what sees the prompt with two rows a picture.
     """
     symbols = {split_dim(dim)[0] for spec in component.inputs for dim in spec.shape if isinstance(dim, str)}
-    space = source.manifest.latents
-    shapes = dict.fromkeys(options.shapes or ((space.default_width, space.default_height),))
+    shapes = dict.fromkeys(options.shapes)
     length = max((text.max_length for text in source.manifest.text_encoders), default=77)
     takes_text = "T" in symbols
-    encodes = takes_text and "H" not in symbols
     most, one = (options.batch or 1) * (2 if takes_text else 1), 2 if takes_text else 1
     batches = [DimRange(1, one, one)] + ([DimRange(one + 1, most, most)] if most > one else [])
     if library.jit:
         batches = [DimRange(1, most, most)]
-    tokens = DimRange(length, length, length if encodes else LONG_PROMPT * length)
+    tokens = DimRange(length, length, length)
     found = []
     for width, height in shapes if {"H", "W"} <= symbols else [(0, 0)]:
         for batch in batches:
@@ -201,6 +212,14 @@ def _without_softmax_precision(model: Any) -> None:
         if node.op_type == "Attention":
             for attribute in [a for a in node.attribute if a.name == "softmax_precision"]:
                 node.attribute.remove(attribute)
+
+
+def _write_timings(path: str, timings: bytes) -> None:
+    try:
+        with replacing(Path(path)) as file:
+            file.write(timings)
+    except OSError as error:  # the plan is there, and good without
+        logger.warning("%s: timings cannot be kept: %s", path, error.strerror)
 
 
 def _read_timings(path: str) -> bytes | None:

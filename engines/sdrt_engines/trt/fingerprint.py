@@ -36,8 +36,9 @@ def mismatch(library: Library, artifact: Artifact, gpu: Gpu) -> str:
     here = library.version()
     if said["version"] != here and not (recipe.get("portable") is True and _number(said["version"]) <= _number(here)):
         return f"it was built by {library.title} {said['version']}, here is {here}"
-    if not targets.covers(artifact.target, gpu):
-        return f"it was built for {artifact.target}, here is {gpu.target} ({gpu.name})"
+    if not targets.covers(artifact.target, gpu, artifact.precision):
+        floats = f" in float8, which GPUs have from sm{targets.FLOAT8} on" if artifact.precision == "fp8" else ""
+        return f"it was built for {artifact.target}{floats}, here is {gpu.target} ({gpu.name})"
     built_on = said.get("built_on")
     exact = recipe.get("target") == targets.CURRENT and not library.targets
     if exact and isinstance(built_on, Mapping) and built_on.get("gpu") != gpu.name:

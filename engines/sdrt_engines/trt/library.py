@@ -88,8 +88,10 @@ class Spoken:
             logger.debug("tensorrt %s: %s", severity.lower(), text)
 
     def why(self) -> str:
-        """The errors as one text."""
-        return " | ".join(dict.fromkeys(self.errors)) or "it does not say why"
+        """The errors as one text, once: what comes after is of another failure."""
+        text = " | ".join(dict.fromkeys(self.errors))
+        self.errors.clear()
+        return text or "it does not say why"
 
 
 @functools.cache
@@ -123,4 +125,6 @@ def refused(library: Library, what: str, spoken: Spoken, fix: str = "") -> Build
         fix = f"leave this component in float32: --precision {what}=fp32 (and the others named beside it)"
     elif "CUDA_SUCCESS" in text or "cudaError 35" in text:
         fix = "build it on a machine with an NVIDIA GPU: only plans with all their weights can be built without"
+    elif "Myelin" in text and not fix:
+        fix = "a fault of the library's own; it may not have it at another --shape, --precision or --target"
     return BuildError(f"{what}: {library.title} {library.version()} cannot build it: {text}", fix)

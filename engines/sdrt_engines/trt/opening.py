@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 
 from sdrt.bundle import Artifact, Bundle, Component
 from sdrt.engine import Device, OpenOptions, parse_options, unknown_device
-from sdrt.errors import BundleError, DeviceError, EngineUnavailable, InputError
+from sdrt.errors import BundleError, DeviceError, ElsewhereError, EngineUnavailable, InputError
 from sdrt_engines import cuda
 from sdrt_engines.trt import arena, fingerprint, plan, stored, targets
-from sdrt_engines.trt.building import GRAPH
+from sdrt_engines.trt.building import GRAPH, MAX_MIB
 from sdrt_engines.trt.library import Library, speaker
 from sdrt_engines.trt.session import TensorRtOptions, TensorRtSession, check_ports
 
 logger = logging.getLogger("sdrt")
+
+_NO_ROOM = re.compile(r"out ?of ?memory", re.IGNORECASE)
 
 
 def devices(library: Library) -> Sequence[Device]:
@@ -47,6 +50,10 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
     """Load a plan onto a GPU, after it is known to be for it."""
     own = parse_options(TensorRtOptions, options.extra, library.engine)
     trt = library.load()
+    if own.keep < 1:
+        raise InputError(f"{library.engine} option keep: expected at least 1, got {own.keep}")
+    if not -1 <= own.budget <= MAX_MIB:
+        raise InputError(f"{library.engine} option budget: expected -1 (all) to {MAX_MIB} MiB, got {own.budget}")
     if options.threads is not None:
         raise InputError(f"{library.engine}: a GPU has no threads to choose", "leave them out")
     found = cuda.gpus()
@@ -71,7 +78,7 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
         if recipe_of(component).strip:
             _refit(library, trt, engine, bundle, component, name)
         if own.budget >= 0:
-            engine.weight_streaming_budget_v2 = min(own.budget * 2**20, engine.streamable_weights_size)
+            _stream_weights(engine, name, own.budget)
         weights = max(free - cuda.memory()[0], 0)
         compiled = None
         if library.jit and options.cache is not None:
@@ -83,7 +90,7 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
     except BaseException:
         del engine
         raise
-    return TensorRtSession(name, trt, engine, component, held, own, compiled, weights)
+    return TensorRtSession(name, trt, engine, component, held, own, compiled, weights, runtime.logger.spoken)
 
 
 def recipe_of(component: Component) -> plan.Recipe:
@@ -111,7 +118,7 @@ def _plan(
         anew = (
             "" if own.mismatch == "error" else "; it cannot be built anew: no graph is beside it (-O keep_graph=true)"
         )
-        raise DeviceError(f"{name}: the plan is not for this machine: {why}{anew}", _with_shapes(rebuild, component))
+        raise ElsewhereError(f"{name}: the plan is not for this machine: {why}{anew}", _with_shapes(rebuild, component))
     yield _rebuilt(library, held[0], component, name, gpu, cache, why)
 
 
@@ -126,8 +133,22 @@ def _mapped(path: Path) -> Iterator[Any]:
         yield content
 
 
+def _stream_weights(engine: Any, name: str, budget: int) -> None:
+    wanted = min(budget * 2**20, engine.streamable_weights_size)
+    engine.weight_streaming_budget_v2 = wanted  # Python's property drops whether it was taken
+    if (held := engine.weight_streaming_budget_v2) != wanted:
+        raise DeviceError(
+            f"{name}: -O budget={budget} is not taken: {held / 2**20:.0f} MiB of weights stay on the GPU", "another one"
+        )
+
+
+_ELSEWHERE = ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME")
+"""What makes a plan invalid here, and may be valid on another machine; anything else is the plan's own fault, or is
+told by loading it."""
+
+
 def _invalid(library: Library, runtime: Any, content: Any) -> str:
-    """What TensorRT-RTX itself says of a plan and this machine; empty where it has nothing against it."""
+    """What TensorRT-RTX itself says against this machine for a plan; empty where it has nothing against it."""
     if not hasattr(runtime, "get_engine_validity"):
         return ""
     trt = library.load()
@@ -135,7 +156,9 @@ def _invalid(library: Library, runtime: Any, content: Any) -> str:
     if validity != trt.EngineValidity.INVALID:
         return ""
     said = [kind.name for kind in trt.EngineInvalidityDiagnostics.__members__.values() if int(diagnostics) & int(kind)]
-    return f"{library.title} {library.version()} says {', '.join(said).lower().replace('_', ' ') or 'invalid'}"
+    if not set(said) & set(_ELSEWHERE):
+        return ""
+    return f"{library.title} {library.version()} says {', '.join(said).lower().replace('_', ' ')}"
 
 
 def _rebuilt(
@@ -167,6 +190,8 @@ def _deserialized(
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         why = runtime.logger.spoken.why()
+        if _NO_ROOM.search(why):
+            raise DeviceError(f"{name}: the GPU has no room for the plan: {why}", "free its memory")
         raise BundleError(
             f"{name}: {library.title} {library.version()} cannot load the plan: {why}",
             "sdrt verify tells whether the files are damaged",

@@ -6,9 +6,12 @@ Networks are strongly typed: a plan computes in the types that the graph has, TF
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from sdrt.bundle import Component, Profile
@@ -100,9 +103,11 @@ def build(
     for shapes in profiles:
         if free := {name: shape for name, shape in shapes.items() if name in inputs and -1 in inputs[name].shape}:
             _add_profile(library, builder, config, free, what, log.spoken)
-    progress = _progress(trt, report)
+    signals = _Signals()
+    progress = _progress(trt, report, signals)
     config.progress_monitor = progress
-    plan = builder.build_serialized_network(network, config)
+    with signals:
+        plan = builder.build_serialized_network(network, config)
     if progress.stopped_by is not None:
         raise progress.stopped_by
     if plan is None:
@@ -182,8 +187,31 @@ def _add_profile(library: Library, builder: Any, config: Any, shapes: Ranges, wh
         raise refused(library, f"{what}, sizes {shapes}", spoken)
 
 
-def _progress(trt: Any, report: Callable[[float], object]) -> Any:
-    """Tells how much of the outermost phase is done. An exception of the report's stops the build, and is kept."""
+class _Signals:
+    """Lets signals wait that Python has handlers for, such as Ctrl-C's: a handler that raises would do so in one of the
+    calls back from the library, which drops what is raised there. After the block the handlers are called."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, FrameType | None]] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other one has handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    self._handlers[number] = handler
+                    signal.signal(number, lambda *caught: self.waiting.append(caught))
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for number, frame in self.waiting:
+            self._handlers[number](number, frame)
+
+
+def _progress(trt: Any, report: Callable[[float], object], signals: _Signals) -> Any:
+    """Tells how much of the outermost phase is done. An exception of the report's stops the build, and is kept; a
+    signal that waits stops it, too."""
 
     class Progress(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -201,7 +229,7 @@ def _progress(trt: Any, report: Callable[[float], object]) -> Any:
                     report(min((step + 1) / self.steps, 1.0))
             except BaseException as error:  # nothing may pass through the library's own frames
                 self.stopped_by = error
-            return self.stopped_by is None
+            return self.stopped_by is None and not signals.waiting
 
         def phase_finish(self, phase: str) -> None:
             pass

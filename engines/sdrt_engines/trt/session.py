@@ -7,7 +7,9 @@ between arrays, one launch and one wait. What is bound is copied to the GPU once
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from sdrt.engine import NUMPY_DTYPES, Array, DeviceMemory
 from sdrt.errors import BundleError, DeviceError, InputError
 from sdrt_engines import cuda
 from sdrt_engines.trt.arena import Arena
+from sdrt_engines.trt.library import Spoken
 from sdrt_engines.trt.plan import nearest
 
 logger = logging.getLogger("sdrt")
@@ -90,11 +93,13 @@ class TensorRtSession:
 
     def __init__(
         self, name: str, trt: Any, engine: Any, component: Component, arena: Arena, options: TensorRtOptions,
-        compiled: Compiled | None, weights: int,
+        compiled: Compiled | None, weights: int, spoken: Spoken,
     ) -> None:  # fmt: skip
         self.name, self.spec = name, component
+        self._spoken = spoken
         self._trt, self._engine, self._arena, self._options = trt, engine, arena, options
         self._compiled, self._weights = compiled, weights
+        self._let_go = weakref.finalize(self, arena.release)  # also of a session that nobody closes
         self._kept: dict[str, Array] = {}
         self._bound = 0  # how often something was bound
         self._calls: OrderedDict[tuple[tuple[int, ...], ...], _Call] = OrderedDict()
@@ -122,22 +127,26 @@ class TensorRtSession:
     def memory(self) -> DeviceMemory:
         """Weights are what loading took of the GPU's free memory."""
         tensors = sum(call.nbytes for call in self._calls.values())
-        return DeviceMemory(self._weights, tensors, shared=self._arena.nbytes)
+        return DeviceMemory(self._weights, tensors, shared=self._arena.nbytes, device=f"cuda:{self._arena.index}")
 
     def close(self) -> None:
-        with self._arena.lock:
-            cuda.use(self._arena.index)
-            for call in self._calls.values():
-                call.close()
-            self._calls.clear()
-            self._kept.clear()
-            self._engine = None
-        self._arena.release()
+        try:
+            with self._arena.lock:
+                cuda.use(self._arena.index)
+                if self._compiled is not None and self._calls:
+                    self._compiled.save()  # what was compiled beside the calls
+        finally:
+            with self._arena.lock:
+                while self._calls:
+                    self._calls.popitem()[1].close()
+                self._kept.clear()
+                self._engine = None
+            self._let_go()
 
     def _call(self, shapes: Mapping[str, tuple[int, ...]]) -> _Call:
         key = tuple(shapes[spec.name] for spec in self.spec.inputs)
         if (call := self._calls.get(key)) is None:
-            while len(self._calls) >= max(self._options.keep, 1):
+            while len(self._calls) >= self._options.keep:
                 self._calls.popitem(last=False)[1].close()
             call = self._made(shapes)
             self._calls[key] = call
@@ -162,7 +171,7 @@ class TensorRtSession:
         context, records = self._context()
         # Where weights that come from the host go; the memory that a size is said to need leaves it out.
         scratch = self._engine.weight_streaming_scratch_memory_size if self._options.budget >= 0 else 0
-        return _Call(self.name, context, index, shapes, self.spec, self._arena, scratch, records)
+        return _Call(self.name, context, index, shapes, self.spec, self._arena, scratch, records, self._spoken)
 
     def _context(self) -> tuple[Any, bool]:
         """A context, and whether its calls are to be recorded here."""
@@ -181,7 +190,8 @@ class TensorRtSession:
         context = self._engine.create_execution_context(config)
         if context is None:
             raise DeviceError(
-                f"{self.name}: the plan gets no execution context on this GPU", "free its memory, or build it again"
+                f"{self.name}: the plan gets no execution context on this GPU: {self._spoken.why()}",
+                "free its memory, or build it again",
             )
         return context, records
 
@@ -191,8 +201,9 @@ class _Call:
 
     def __init__(
         self, name: str, context: Any, profile: int, shapes: Mapping[str, tuple[int, ...]], component: Component,
-        arena: Arena, scratch: int, graph: bool,
+        arena: Arena, scratch: int, graph: bool, spoken: Spoken,
     ) -> None:  # fmt: skip
+        self._spoken = spoken
         self._name, self._context, self._arena, self._scratch = name, context, arena, scratch
         self._wants_graph = graph
         self._inputs = [spec.name for spec in component.inputs]
@@ -260,12 +271,13 @@ class _Call:
         return {tensor: self._host[tensor].array.copy() for tensor in self._outputs}
 
     def close(self) -> None:
-        self._forget()
-        for tensor in list(self._device):
-            self._device.pop(tensor).close()
-        for tensor in list(self._host):
-            self._host.pop(tensor).close()
-        self._context = None
+        with contextlib.suppress(DeviceError):  # of a call that failed, copies may be under way
+            self._arena.stream.synchronize()
+        held = [*([self._graph] if self._graph is not None else []), *self._device.values(), *self._host.values()]
+        self._graph = self._context = None
+        self._device.clear()
+        self._host.clear()
+        cuda.close_all(held)
 
     def _set_sizes(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         stream = self._arena.stream
@@ -273,7 +285,11 @@ class _Call:
         stream.synchronize()
         for tensor, shape in shapes.items():
             self._must(self._context.set_input_shape(tensor, shape), f"takes no {tensor} of shape {list(shape)}")
-        if missing := self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError:  # how the bindings say that sizes do not fit each other
+            raise InputError(f"{self._name}: the plan takes no inputs of these sizes: {self._spoken.why()}") from None
+        if missing:
             raise BundleError(
                 f"{self._name}: the plan does not tell the shape of {', '.join(missing)}", "build it again"
             )
@@ -304,7 +320,13 @@ class _Call:
             logger.warning("%s: cannot be recorded as a CUDA graph; each call is launched kernel by kernel", self._name)
             self._wants_graph = False
             return None
-        return self._arena.stream.captured(self._work)
+        try:
+            return self._arena.stream.captured(self._work)
+        except DeviceError as error:
+            told = "%s: cannot be recorded as a CUDA graph (%s); each call is launched kernel by kernel"
+            logger.warning(told, self._name, error.message)
+            self._wants_graph = False
+            return None
 
     def _forget(self) -> None:
         """Drop what was recorded: it holds addresses that are not in use any more."""
@@ -314,4 +336,7 @@ class _Call:
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
-            raise DeviceError(f"{self._name}: the plan {what}", "sdrt verify tells whether the bundle is damaged")
+            raise DeviceError(
+                f"{self._name}: the plan {what}: {self._spoken.why()}",
+                "sdrt verify tells whether the bundle is damaged",
+            )

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from sdrt.staging import replacing
 from sdrt_engines.checked_cache import checked
+
+logger = logging.getLogger("sdrt")
 
 
 def key(*parts: object) -> str:
@@ -47,7 +50,8 @@ class RuntimeCache:
             self._cache = config.create_runtime_cache()
             if self._written:
                 self._cache.deserialize(self._written)  # False for one that it does not know: compiled again then
-        config.set_runtime_cache(self._cache)
+        if not config.set_runtime_cache(self._cache):
+            logger.warning("compiled kernels cannot be kept: the library refuses its own cache")
 
     def save(self) -> None:
         if self._cache is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sdrt.bundle import Precision
 from sdrt.errors import BuildError
 from sdrt_engines.cuda import Gpu
 from sdrt_engines.trt.library import Library
@@ -16,6 +17,9 @@ CURRENT = "current"
 
 PORTABLE = ("sm80", "sm86", "sm89", "sm120")
 """What ``any`` is known to cover. Later ones are promised; what lies between (sm90, sm100) nobody says."""
+
+FLOAT8 = 89
+"""The first compute capability with products of float8."""
 
 _ONE = re.compile(r"sm([1-9][0-9]{1,2})")
 
@@ -39,12 +43,20 @@ def parsed(library: Library, target: str | None) -> str:
     raise BuildError(f"{library.engine} has no target {target!r}; it has {listed}", "--target NAME")
 
 
-def covers(target: str, gpu: Gpu) -> bool:
+def covers(target: str, gpu: Gpu, precision: Precision) -> bool:
     """Whether a plan for ``target``, which is none of ``current``, is for this GPU. Of ``any`` the library has the
     last word."""
+    if precision == "fp8" and number(gpu.target) < FLOAT8:
+        return False
     if target == ANY:
         return number(gpu.target) >= 80
     return number(gpu.target) >= 80 if target == AMPERE_PLUS else gpu.target in target.split(",")
+
+
+def surely_covers(target: str, gpu: Gpu, precision: Precision) -> bool:
+    """Whether a plan for ``target`` runs on this GPU, whatever the library says of it when it is opened."""
+    known = target != ANY or gpu.target in PORTABLE
+    return target == CURRENT or (known and covers(target, gpu, precision))
 
 
 def number(target: str) -> int:

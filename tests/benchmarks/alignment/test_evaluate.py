@@ -52,6 +52,10 @@ def test_settings_are_named_by_what_differs() -> None:
     made = runs.settings(["a/x", "b/x"], [None], ["DDIM", "Euler"], [10], [None])
     assert [setting.name for setting in made] == ["x, DDIM", "x, Euler", "x, DDIM #2", "x, Euler #2"]
     assert [setting.model for setting in made] == ["a/x", "a/x", "b/x", "b/x"]
+    made = runs.settings(["x", "y"], [None], ["DDIM"], [5], [None], devices=["cpu", "cuda:1"])
+    assert [one.device for one in made] == ["cpu", "cuda:1"]
+    with pytest.raises(InputError, match="--device: 2 for 1 models"):
+        runs.settings(["x"], [None], ["DDIM"], [5], [None], devices=["cpu", "cuda:1"])
     made = runs.settings(["x"], [None, "null"], [None], [10, 20], [3.5])
     assert [setting.name for setting in made] == [
         "x, own engine, 10 steps", "x, own engine, 20 steps", "x, null, 10 steps", "x, null, 20 steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +241,34 @@ def test_what_takes_no_gpu(recipe: dict[str, Any], tmp_path: Path) -> None:
     assert built(graph(tmp_path), **recipe)
 
 
+def test_a_signal_waits_for_the_library(tmp_path: Path) -> None:
+    """What a handler raises in a call back from the library would be lost there, and the build would go on."""
+    told: list[float] = []
+
+    def report(fraction: float) -> None:
+        told.append(fraction)
+        signal.raise_signal(signal.SIGINT)
+
+    signals = plan._Signals()
+    before = signal.getsignal(signal.SIGINT)
+
+    def caught_twice() -> None:
+        with signals:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            told.append(1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        caught_twice()
+    assert told == [1.0]
+    assert signal.getsignal(signal.SIGINT) is before
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        plan.build(TENSORRT_RTX, graph(tmp_path), plan.Recipe("sm86"), [SIZES], "net", report=report)
+    assert len(told) == 1, "the build went on"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_progress_rises_and_an_interruption_stops_the_build(tmp_path: Path) -> None:
     told: list[float] = []
     plan.build(TENSORRT_RTX, graph(tmp_path), plan.Recipe("sm86"), [SIZES], "net", report=told.append)
@@ -264,7 +293,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"extra": {"refit": "maybe"}}, InputError, "expected no, same, any"),
     ({"extra": {"portable": "true"}}, BuildError, "no use for -O portable"),
     ({"extra": {"timings": "x"}}, BuildError, "no use for -O timings"),
-    ({"extra": {"workspace": "-1"}}, InputError, "0 or more MiB, got -1"),
+    ({"extra": {"workspace": "-1"}}, InputError, "expected 0 to 8388608 MiB, got -1"),
     ({"extra": {"level": "9"}}, InputError, "expected 0, 1"),
     ({"extra": {"speed": "9"}}, InputError, "no option 'speed'; known options: tf32"),
     ({"precision": "int8"}, BuildError, "builds fp32, fp16"),
@@ -314,7 +343,10 @@ def test_targets_of_tensorrt() -> None:
     ],
 )  # fmt: skip
 def test_what_a_target_covers(target: str, gpu: str, expected: bool) -> None:
-    assert targets.covers(target, cuda.Gpu(0, "a GPU", gpu, 0)) is expected
+    named = cuda.Gpu(0, "a GPU", gpu, 0)
+    assert targets.covers(target, named, "fp16") is expected
+    assert targets.covers(target, named, "fp8") is (expected and int(gpu[2:]) >= 89)
+    assert targets.surely_covers(target, named, "fp16") is (expected and (target, gpu) != ("any", "sm90"))
 
 
 PROFILES: list[Mapping[str, DimRange]] = [

@@ -101,6 +101,29 @@ def test_what_is_built_is_checked_on_the_gpu(built: Path) -> None:
         assert all(p.psnr is None or p.psnr > 55 for p in component.artifact.parity)
 
 
+@pytest.mark.parametrize(
+    ("card", "target", "validity"),
+    [
+        (RTX_4090, "sm86", None),  # known to be for another one
+        (("NVIDIA GeForce RTX 2080", 7, 5), "any", None),
+        (("NVIDIA H100", 9, 0), "any", "INVALID"),  # only the library knows
+    ],
+)
+def test_what_is_built_for_another_gpu_is_checked_as_a_graph(
+    plans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, card: Any, target: str, validity: str | None
+) -> None:
+    with stand_in(plans, card) as machine:
+        if validity is not None:
+            kinds = machine.real.EngineInvalidityDiagnostics
+            machine.validity = (getattr(machine.real.EngineValidity, validity), int(kinds.UNSUPPORTED_CC))
+        options = BuildOptions({"vae_encoder": "fp16"}, ((64, 64),), target=target)
+        made = build(DEMO, tmp_path / "out", "tensorrt-rtx", options)
+    for name, component in made.manifest.components.items():
+        assert component.artifact.facts["graph_parity"], name
+        assert not component.artifact.parity
+        assert f"{name}: not checked, as it cannot be run here" in caplog.text
+
+
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_picture(gpu: Gpu, built: Path, low_memory: bool) -> None:
     """Through the pipeline: text, guidance, latents fed back, and both sides of guidance at once."""
@@ -194,15 +217,72 @@ def test_constants_are_seen_by_what_was_recorded(gpu: Gpu, built: Path) -> None:
     session.close()
 
 
-def test_other_tokens_are_another_size(gpu: Gpu, built: Path) -> None:
+def test_one_picture_without_guidance_is_another_size(gpu: Gpu, built: Path) -> None:
     session = opened(built)
-    for tokens in (77, 154):
-        given = inputs(bundle.load(built), T=tokens)
+    with pytest.raises(InputError, match="T=154"):
+        session.run(**inputs(bundle.load(built), T=154))
+    for rows in (2, 1, 2):
+        given = inputs(bundle.load(built), B=rows)
         text = given.pop("encoder_hidden_states")
         session.bind(encoder_hidden_states=text)
         assert psnr(expected({**given, "encoder_hidden_states": text}), session.run(**given)["out_sample"]) > 55
     assert gpu.contexts == 2
     session.close()
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_what_nobody_closes_is_given_back(gpu: Gpu, built: Path, low_memory: bool) -> None:
+    for _ in range(2):
+        pipe = Pipeline.from_pretrained(built, low_memory=low_memory)
+        pipe("a red star", width=64, height=64, num_inference_steps=2)
+        assert low_memory or not gpu.cuda.nothing_left()
+        del pipe
+        gc.collect()
+        assert gpu.cuda.nothing_left()
+
+
+def test_what_cannot_be_recorded(
+    gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT itself has no word on it beforehand: it fails while it is recorded."""
+    given = inputs(bundle.load(built))
+    works = nvidia.Context.execute_async_v3
+
+    def fails(self: Any, handle: int) -> bool:
+        return gpu.cuda.streams[handle].recording is None and works(self, handle)
+
+    monkeypatch.setattr(nvidia.Context, "execute_async_v3", fails)
+    session = opened(built)
+    first, second = (session.run(**given)["out_sample"] for _ in range(2))
+    session.close()
+    np.testing.assert_array_equal(first, second)
+    assert psnr(expected(given), first) > 55
+    assert [r.message.partition(" (")[0] for r in caplog.records] == ["unet: cannot be recorded as a CUDA graph"]
+
+
+def test_sizes_that_the_library_cannot_infer(gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(_: Any) -> Any:
+        raise RuntimeError("failed")
+
+    monkeypatch.setattr(nvidia.Context, "infer_shapes", raises)
+    session = opened(built)
+    with pytest.raises(InputError, match="takes no inputs of these sizes"):
+        session.prepare(SIZES)
+    session.close()
+
+
+def test_a_cache_that_fails_loses_nothing(
+    gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = opened(built, cache=tmp_path)
+    session.prepare(SIZES)
+
+    def raises(_: Any) -> None:
+        raise InputError("a damaged file cannot be removed")
+
+    monkeypatch.setattr("sdrt_engines.trt.stored.RuntimeCache.save", raises)
+    with pytest.raises(InputError, match="cannot be removed"):
+        session.close()  # and the fixture sees that nothing stays
 
 
 def test_activations_are_shared_and_graphs_are_recorded_anew_when_they_move(gpu: Gpu, built: Path) -> None:
@@ -285,11 +365,33 @@ def test_memory_that_runs_out(gpu: Gpu, built: Path) -> None:
     session.close()
 
 
+def test_what_the_library_said_is_told(gpu: Gpu, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, *_: Any) -> Any:
+        self.gpu.runtimes[-1].logger.log(gpu.real.ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (128 MiB)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nvidia.Engine, "create_execution_context", fails)
+        session = opened(built)
+        with pytest.raises(DeviceError, match=r"no execution context on this GPU: Error Code 2: OutOfMemory \(128"):
+            session.prepare(SIZES)
+        session.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(nvidia.Context, "execute_async_v3", lambda self, _: fails(self.engine))
+        session = opened(built)
+        with pytest.raises(DeviceError, match="failed to run: Error Code 2: OutOfMemory"):
+            session.prepare(SIZES)
+        session.close()
+    monkeypatch.setattr(nvidia.Runtime, "deserialize_cuda_engine", fails)
+    with pytest.raises(DeviceError, match="the GPU has no room for the plan: Error Code 2") as caught:
+        opened(built)
+    assert caught.value.fix == "free its memory"
+
+
 def test_what_a_session_holds(gpu: Gpu, built: Path, caplog: pytest.LogCaptureFixture) -> None:
     from sdrt_engines import tensorrt_rtx
 
     session = tensorrt_rtx.open(bundle.load(built), "unet", None, OpenOptions())
-    assert session.memory() == DeviceMemory(weights=1 << 20, tensors=0)  # the stand-in's
+    assert session.memory() == DeviceMemory(weights=1 << 20, tensors=0, device="cuda:0")  # the stand-in's
     with caplog.at_level("INFO", "sdrt"):
         session.prepare(SIZES)
     assert "unet on cuda:0: weights 1 MiB, tensors 0 MiB, activations of all 0 MiB" in caplog.text
@@ -347,6 +449,24 @@ def test_no_such_gpu(gpu: Gpu, built: Path) -> None:
         opened(built, speed="9")
 
 
+def test_numbers_that_mean_nothing(gpu: Gpu, built: Path) -> None:
+    for option, value in (("keep", "0"), ("keep", "-3"), ("budget", "-7"), ("budget", str(2**40))):
+        with pytest.raises(InputError, match=f"option {option}: expected .*, got {value}"):
+            opened(built, **{option: value})
+
+
+def test_float8_is_not_for_every_gpu(plans: Path, built: Path, tmp_path: Path) -> None:
+    other = with_facts(built, tmp_path / "other")
+    manifest = json.loads((other / "sdrt.json").read_text())
+    manifest["components"]["unet"]["artifact"]["precision"] = "fp8"
+    (other / "sdrt.json").write_text(json.dumps(manifest))
+    with (
+        stand_in(plans, ("NVIDIA GeForce RTX 3090", 8, 6)),
+        pytest.raises(DeviceError, match="in float8, which GPUs have from sm89 on, here is sm86"),
+    ):
+        opened(other)
+
+
 def test_another_version(gpu: Gpu, built: Path, tmp_path: Path) -> None:
     other = with_facts(built, tmp_path / "other", version="1.6.0.5")
     with pytest.raises(DeviceError, match=r"built by TensorRT-RTX 1\.6\.0\.5, here is"):
@@ -360,6 +480,9 @@ def test_what_the_library_says_against_it(gpu: Gpu, built: Path) -> None:
     with pytest.raises(DeviceError, match="says unsupported cc, old cuda driver"):
         opened(built)
     assert gpu.loaded == 0
+    gpu.validity = (gpu.real.EngineValidity.INVALID, int(kinds.MALFORMED_ENGINE))
+    opened(built).close()  # no other machine would help: loading it tells what is wrong with it
+    assert gpu.loaded == 1
 
 
 @pytest.mark.parametrize("facts", [{"recipe": None}, {"library": "tensorrt"}, {"version": 3}, {"recipe": {"target": "any", "x": 1}}])  # fmt: skip
@@ -416,6 +539,25 @@ def test_compiled_kernels_are_kept(gpu: Gpu, built: Path, tmp_path: Path) -> Non
 
     assert kept() == [b"k"]
     assert kept() == [b"kk"]  # what was there was handed over, and what was compiled beside it was added
+
+
+def test_kernels_compiled_beside_calls_are_kept(
+    gpu: Gpu, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+    made = nvidia.RuntimeConfig.create_runtime_cache
+
+    def create(self: Any) -> Any:
+        caches.append(made(self))
+        return caches[-1]
+
+    monkeypatch.setattr(nvidia.RuntimeConfig, "create_runtime_cache", create)
+    session = opened(built, cache=tmp_path, specialize="lazy")
+    session.prepare(SIZES)
+    caches[0].content += b", later"
+    session.close()
+    (file,) = tmp_path.glob("*.blob")
+    assert file.read_bytes() == b"k, later"
 
 
 def test_a_plan_that_is_not_one(gpu: Gpu, built: Path, tmp_path: Path) -> None:
