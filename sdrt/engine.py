@@ -163,6 +163,9 @@ class Engine(Protocol):
     PRECISIONS: tuple[Precision, ...]
     """What ``build`` can build."""
 
+    MEASURES: tuple[Precision, ...]
+    """Of these, what is built from measured activations: what ``BuildOptions.prompts`` are for."""
+
     CACHES: bool
     """Whether ``open`` makes use of ``OpenOptions.cache``."""
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,14 +16,26 @@ import numpy as np
 
 from sdrt import bundle as bundles
 from sdrt import by_component, strict_json
-from sdrt.bundle import Artifact, Bundle, Component, DimRange, File, Precision, TensorSpec, solve, split_dim
+from sdrt.bundle import (
+    Artifact,
+    Bundle,
+    Component,
+    DimRange,
+    File,
+    Precision,
+    Profile,
+    TensorSpec,
+    read_arrays,
+    solve,
+    split_dim,
+)  # fmt: skip
 from sdrt.engine import NUMPY_DTYPES, ONNX, BuildOptions, OpenOptions, Samples, find_engine, open_session
 from sdrt.errors import BuildError, BundleError, ElsewhereError, InputError
 from sdrt.foreign import INDEX
 from sdrt.image_file import MAX_SIDE
 from sdrt.staging import new_directory
 from sdrt.verify import admitted, measure, passed, reference_cases
-from sdrt_engines.calibration import MEASURED, PROMPTS, RANGES, SCALES, Recorder
+from sdrt_engines.calibration import PROMPTS, RANGES, SCALES, Recorder
 from sdrt_engines.graph.work import counted
 
 logger = logging.getLogger("sdrt")
@@ -48,7 +60,7 @@ def build(
     module = find_engine(engine)
     _check(origin, options)
     precisions = _precisions(origin, options, engine, module.PRECISIONS)
-    recorder = _recorder(origin, options, set(precisions.values()))
+    recorder = _recorder(origin, options, set(precisions.values()), module.MEASURES)
     with new_directory(out, force=force, sources=[origin.root]) as staging:
         components: dict[str, Component] = {}
         names = list(origin.manifest.components)
@@ -132,11 +144,13 @@ def _precisions(
     return precisions
 
 
-def _recorder(origin: Bundle, options: BuildOptions, precisions: set[Precision]) -> Recorder:
-    if options.prompts and not precisions & set(MEASURED):
+def _recorder(
+    origin: Bundle, options: BuildOptions, precisions: set[Precision], measures: Sequence[Precision]
+) -> Recorder:  # fmt: skip
+    if options.prompts and not precisions & set(measures):
         raise InputError(
             f"--calibration: nothing is measured in {', '.join(sorted(precisions))}, so that prompts have no use",
-            f"leave it out, or build a component in {', '.join(MEASURED)}",
+            f"leave it out, or build a component in {', '.join(measures)}" if measures else "leave it out",
         )
     effort = SCALES if precisions & {"int8", "fp8"} else RANGES
     return Recorder(origin, effort, options.prompts or PROMPTS, options.shapes[0] if options.shapes else None)
@@ -160,15 +174,17 @@ def _copy(origin: Bundle, file: File, staging: Path) -> File:
 def _measured(origin: Bundle, staging: Path, name: str, component: Component) -> Component:
     """The component with its parity figures; BuildError when it does not compute the same.
 
-    Where the profiles admit no reference case (``--shape 512x512``), or another exporter wrote the ONNX bundle, which
-    then has none, cases are made: random inputs, and what ONNX Runtime computes in float32 from the ONNX bundle. They
-    take the place of the others.
+    For a profile that admits no reference case (``--shape 512x512``), and where another exporter wrote the ONNX bundle,
+    which then has none, cases are made: random inputs, and what ONNX Runtime computes in float32 from the ONNX bundle.
+    Where no profile admits any, they take the place of the others.
     """
     if component.artifact.engine == "null":
         return component
-    if component.reference is None or not any(True for _ in admitted(origin, name, component.artifact.profiles)):
+    profiles = component.artifact.profiles
+    if lacking := [each for each in profiles or ({},) if not _has_case(origin, name, each)]:
         path = component.reference.path if component.reference is not None else f"{name}/reference.npz"
-        np.savez(staging / path, **_own_cases(origin, name, component))
+        kept = read_arrays(origin, path) if component.reference is not None and len(lacking) < len(profiles) else {}
+        np.savez(staging / path, **{**kept, **_own_cases(origin, name, component, lacking)})
         component = replace(component, reference=bundles.record(staging, path))
     if why := find_engine(component.artifact.engine).elsewhere(component.artifact):
         logger.warning("%s: not checked, as it cannot be run here (%s); sdrt verify checks it where it can", name, why)
@@ -200,7 +216,11 @@ def _measured(origin: Bundle, staging: Path, name: str, component: Component) ->
     return bundles.with_parity(component, figures)
 
 
-def _own_cases(origin: Bundle, name: str, component: Component) -> dict[str, Any]:
+def _has_case(origin: Bundle, name: str, profile: Profile) -> bool:
+    return origin.component(name).reference is not None and any(True for _ in admitted(origin, name, (profile,)))
+
+
+def _own_cases(origin: Bundle, name: str, component: Component, profiles: Sequence[Profile]) -> dict[str, Any]:
     """Reference arrays at each profile's ``opt``; symbols that a profile leaves free are as in the first known case."""
     if component.reference is None:
         known, free = _made_up(origin, name, component)
@@ -210,7 +230,8 @@ def _own_cases(origin: Bundle, name: str, component: Component) -> dict[str, Any
     session = open_session(origin, name, options=OpenOptions(extra={"prepack": "false", "optimization": "extended"}))
     arrays: dict[str, Any] = {}
     try:
-        for profile in component.artifact.profiles or ({}, {"B": DimRange(2, 2, 2)} if "B" in free else {}):
+        any_size: tuple[Profile, ...] = ({}, {"B": DimRange(2, 2, 2)} if "B" in free else {})
+        for profile in profiles if component.artifact.profiles else any_size:
             sizes = free | {symbol: _usual(symbol, range_) for symbol, range_ in profile.items()}
             case = "-".join(f"{symbol}{size}" for symbol, size in sizes.items()) + "-onnx"
             generator = np.random.default_rng(zlib.crc32(case.encode()))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sdrt import schedulers
-from sdrt.bundle import Bundle, Component, Manifest, Precision
+from sdrt.bundle import Bundle, Component, Manifest
 from sdrt.engine import Array, DeviceMemory, Samples, Session
 from sdrt.errors import InputError
 from sdrt.image_file import MAX_SIDE
@@ -74,9 +74,6 @@ SCALES = Effort(prompts=16, steps=(6, 4, 8), calls=16)
 SCHEDULERS = (None, "Euler", "DPM++ 2M Karras")
 """In turn; None is the model's own. What solvers leave in the latents differs in spread: with scales of one, another's
 pictures are clipped (benchmarks/LOG.md)."""
-
-MEASURED: tuple[Precision, ...] = ("fp16", "int8", "fp8")
-"""Precisions that are built from what is recorded."""
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:

@@ -21,17 +21,18 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 
 from sdrt import processor
-from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, record, solve, split_dim
+from sdrt.bundle import Artifact, Bundle, Component, DimRange, Precision, fits, record, solve, split_dim
 from sdrt.engine import ONNX, Array, BuildOptions, Device, DeviceMemory, OpenOptions, parse_options, unknown_device
-from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError
+from sdrt.errors import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError, quoted
 from sdrt_engines import coreml_contract as contract
+from sdrt_engines.graph import load_graph
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.mil import package
 from sdrt_engines.mil.evaluate import evaluate
 from sdrt_engines.mil.palettize import Palette
-from sdrt_engines.mil.program import TARGETS, Network, function_name, quiet, save
+from sdrt_engines.mil.program import TARGETS, Network, function_names, quiet, save
 from sdrt_engines.mil.translate import Style
 
 logger = logging.getLogger("sdrt")
@@ -39,6 +40,7 @@ logger = logging.getLogger("sdrt")
 OPENS = ("coreml",)
 INSTALL = "pip install 'sdrt[coreml]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w6", "w4")
+MEASURES: tuple[Precision, ...] = ("fp16", "w8", "w6", "w4")
 CACHES = False
 PLAIN: Mapping[str, str] = {}
 
@@ -52,8 +54,11 @@ UNITS = {"all": "ALL", "cpu+gpu": "CPU_AND_GPU", "cpu+ne": "CPU_AND_NE", "cpu": 
 CHANNELS = 16
 """Output channels that share a table of 16 values, where there may be several tables."""
 
-SQUARED = 255.0
-"""float16 holds the square of no larger number: norms that see larger ones stay in float32."""
+SQUARED = 127.0
+"""Norms that see larger numbers stay in float32: float16 holds the square of 255, and other prompts than those that
+are measured with may give twice as much (``calibration.RANGES``)."""
+
+MAX_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,11 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         fix = "give the bundle that sdrt export wrote"
         raise BuildError(f"{name}: is built for {component.artifact.engine} already; build starts from ONNX", fix)
     target = options.target or "ios17"
-    profiles = _profiles(source, component, options)
-    _check_target(name, target, own, len(profiles))
+    profiles, sizes = _profiles(source, component, options), _sizes(source, options)
+    _check_target(name, target, own, len(sizes))
+    if name == source.manifest.denoiser.component:
+        _check_attention(name, component, source, own)
+    functions = function_names(sizes)
     batch = 2 * (options.batch or 1) if name == source.manifest.denoiser.component else 1
     half = options.precision != "fp32"
     inputs, outputs = contract.input_ports(name, component, half), contract.output_ports(name, component)
@@ -137,7 +145,11 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
             palette = Palette(bits, grouped, CHANNELS if grouped and bits == 4 else 0)
         split = own.attention == "split_einsum" and name != source.manifest.denoiser.component
         style = Style("original" if split else own.attention, palette)
-        network = Network(library, graph, weights, component, profiles, batch, inputs, outputs, style, target)
+        # A component that knows no size has them all, too: an app asks each package for the same function.
+        shared = next(iter(profiles), {})
+        known = profiles if len(profiles) == len(functions) else (shared,) * len(functions)
+        each = dict(zip(functions, known, strict=True))
+        network = Network(library, graph, weights, component, each, batch, inputs, outputs, style, target)
         for i, (folder, program) in enumerate(zip(packages, network.programs(chunks), strict=True)):
             options.report("write", 0.8 + 0.2 * i / chunks)
             save(library, program, out / folder, target)
@@ -157,6 +169,7 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         built_from=component.artifact.files[0].sha256,
         facts={
             "coremltools": library.__version__, "attention": style.attention, "batch": batch, "packages": packages,
+            "functions": functions,
             "inputs": contract.as_facts(inputs), "outputs": contract.as_facts(outputs), **facts,
         },
     )  # fmt: skip
@@ -174,16 +187,33 @@ def _check_target(name: str, target: str, own: CoreMLBuildOptions, sizes: int) -
             )
 
 
+def _check_attention(name: str, component: Component, source: Bundle, own: CoreMLBuildOptions) -> None:
+    """BuildError where a way to write attention was asked for, and there is no operator to be written so."""
+    if own.attention == "original":
+        return
+    graph = load_graph(source.path(component.artifact.files[0].path))
+    if not any(node.op_type == "Attention" for node in graph.graph.node):
+        raise BuildError(
+            f"{name}: its graph has attention as products and a softmax, which -O attention={own.attention} does not"
+            " find",
+            "leave it out, or export the checkpoint with sdrt export",
+        )
+
+
+def _sizes(source: Bundle, options: BuildOptions) -> list[tuple[int, int]]:
+    """(width, height) of each size; the model's own when none is given."""
+    space = source.manifest.latents
+    return list(dict.fromkeys(options.shapes or ((space.default_width, space.default_height),)))
+
+
 def _profiles(source: Bundle, component: Component, options: BuildOptions) -> tuple[dict[str, DimRange], ...]:
     """One a size. The batch is free: a session makes calls of the package's own."""
     symbols = {split_dim(dim)[0] for spec in component.inputs for dim in spec.shape if isinstance(dim, str)}
-    space = source.manifest.latents
     tokens = max((text.max_length for text in source.manifest.text_encoders), default=77)
     fixed = {"T": DimRange(tokens, tokens, tokens)} if "T" in symbols else {}
     if not {"H", "W"} <= symbols:
         return (fixed,) if fixed else ()
-    shapes = dict.fromkeys(options.shapes or ((space.default_width, space.default_height),))
-    return tuple({**fixed, "H": DimRange(h, h, h), "W": DimRange(w, w, w)} for w, h in shapes)
+    return tuple({**fixed, "H": DimRange(h, h, h), "W": DimRange(w, w, w)} for w, h in _sizes(source, options))
 
 
 def _palette_facts(palette: Palette | None) -> dict[str, Any]:
@@ -227,6 +257,24 @@ def _packages(component: Component) -> list[str]:
     return named
 
 
+def _batch(artifact: Artifact) -> int:
+    """Rows of a call. BundleError where the facts are not ours."""
+    told = artifact.facts.get("batch", 1)
+    if not isinstance(told, int) or not 1 <= told <= MAX_BATCH:
+        raise BundleError(f"the artifact's batch is {quoted(told)}, expected 1 to {MAX_BATCH}", "build it again")
+    return told
+
+
+def _functions(artifact: Artifact) -> list[str]:
+    """The functions of its packages, one for each profile, or for all. BundleError where the facts are not ours."""
+    told = artifact.facts.get("functions")
+    if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        raise BundleError("the artifact does not say which functions it has", "build it again")
+    if not told or len(artifact.profiles) > len(told):
+        raise BundleError(f"the artifact has {len(artifact.profiles)} sizes, {len(told)} functions", "build it again")
+    return told
+
+
 class _Runs(Protocol):
     """Computes one call of a package's function."""
 
@@ -255,6 +303,10 @@ class _Predictor:
     def __init__(self, library: Any, folder: Path, units: str) -> None:
         self._library, self._folder, self._units = library, folder, units
         self._models: dict[str, Any] = {}
+        # Not MLModel.input_description, which tells of packages with one function only.
+        told = library.utils.load_spec(str(folder)).description
+        inputs = {one.name: one.input for one in told.functions} or {contract.FUNCTION: told.input}
+        self._inputs = {name: [one.name for one in held] for name, held in inputs.items()}
 
     def run(self, function: str, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         if function not in self._models:
@@ -266,9 +318,8 @@ class _Predictor:
             except Exception as error:  # coremltools passes on whatever Core ML says
                 raise DeviceError(f"{self._folder.name}: Core ML cannot load it: {error}") from error
         try:
-            model = self._models[function]
-            wanted = model.input_description
-            made: Mapping[str, Array] = model.predict({name: feeds[name] for name in wanted})
+            wanted = {name: feeds[name] for name in self._inputs[function]}
+            made: Mapping[str, Array] = self._models[function].predict(wanted)
         except Exception as error:
             raise NumericsError(f"{self._folder.name}: Core ML failed while running: {error}") from error
         return made
@@ -282,9 +333,11 @@ class CoreMLSession:
         self._runs = list(runs)
         artifact = self.spec.artifact
         self._profiles = artifact.profiles
-        self._batch = int(artifact.facts.get("batch", 1))
+        self._batch, self._functions = _batch(artifact), _functions(artifact)
         self._inputs, self._outputs = (contract.from_facts(artifact.facts, side) for side in ("inputs", "outputs"))
         self._specs = {spec.name: spec for spec in (*self.spec.inputs, *self.spec.outputs)}
+        if strange := [port for port in (*self._inputs, *self._outputs) if port.tensor not in self._specs]:
+            raise BundleError(f"{name}: the artifact tells of {strange[0].tensor}, which it has not", "build it again")
         self._kept: dict[str, Array] = {}
 
     def prepare(self, sizes: Mapping[str, int]) -> bool:
@@ -308,10 +361,10 @@ class CoreMLSession:
         self._kept.clear()
 
     def _function(self, sizes: Mapping[str, int]) -> str:
-        for profile in self._profiles:
-            if all(range_.min <= sizes[symbol] <= range_.max for symbol, range_ in profile.items()):
-                return function_name(profile, len(self._profiles))
-        return contract.FUNCTION
+        for profile, function in zip(self._profiles, self._functions, strict=False):  # the text has one profile only
+            if fits(profile, sizes):
+                return function
+        return self._functions[0]
 
     def _call(
         self, function: str, arrays: Mapping[str, Array], start: int, sizes: Mapping[str, int]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdrt.bundle import Component, TensorSpec
-from sdrt.errors import BundleError
+from sdrt.errors import BundleError, quoted
 
 Array = NDArray[Any]
 
@@ -101,9 +101,14 @@ def as_facts(ports: Sequence[Port]) -> list[dict[str, str]]:
 def from_facts(facts: Mapping[str, Any], side: Literal["inputs", "outputs"]) -> tuple[Port, ...]:
     """BundleError where they are not what ``as_facts`` wrote."""
     try:
-        return tuple(Port(**told) for told in facts[side])
+        ports = tuple(Port(**told) for told in facts[side])
     except (KeyError, TypeError) as error:
         raise BundleError(f"the artifact does not say what its {side} are: {error}", "build it again") from None
+    for port in ports:
+        for what, value, known in (("dtype", port.dtype, ("f16", "f32")), ("layout", port.layout, get_args(Layout))):
+            if value not in known:
+                raise BundleError(f"the artifact's {side} have the {what} {quoted(value)}", "build it again")
+    return ports
 
 
 FUNCTION = "main"
@@ -121,9 +126,12 @@ COMPILE = """\
 # Compiles the packages beside this script, on a Mac with Xcode, into a folder (Resources when none is given) that
 # Apple's StableDiffusionPipeline(resourcesAt:) reads. docs/apple.md of sdrt says more.
 set -eu
-cd "$(dirname "$0")"
-out=${1:-Resources}
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/Resources}
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$here"
+rm -rf "$out"/Unet.mlmodelc "$out"/UnetChunk1.mlmodelc "$out"/UnetChunk2.mlmodelc # of another build: chunks come first
 for package in *.mlpackage; do
     xcrun coremlcompiler compile "$package" "$out"
 done

@@ -29,6 +29,7 @@ from sdrt_engines.graph.shapes import profiles
 OPENS = ("*",)
 INSTALL = "nothing to install"
 PRECISIONS = get_args(Precision)
+MEASURES: tuple[Precision, ...] = ()
 CACHES = False
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {}

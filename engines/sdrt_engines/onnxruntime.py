@@ -67,6 +67,7 @@ INSTALL = "pip install 'sdrt[ort]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
 TARGETS = ("any", "cuda")
 CUDA_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+MEASURES: tuple[Precision, ...] = ("fp16", "int8")
 CACHES = False
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}

@@ -49,6 +49,7 @@ logger = logging.getLogger("sdrt")
 OPENS = ("openvino",)
 INSTALL = "pip install 'sdrt[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "w8")
+MEASURES: tuple[Precision, ...] = ("fp16", "int8")
 CACHES = True
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {"winograd": "none"}

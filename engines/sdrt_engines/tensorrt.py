@@ -17,6 +17,7 @@ from sdrt_engines.trt.session import TensorRtSession
 OPENS = (LIBRARY.engine,)
 INSTALL = LIBRARY.install
 PRECISIONS = LIBRARY.precisions
+MEASURES = LIBRARY.measures
 CACHES = True
 CHECKS_ON = None
 PLAIN: Mapping[str, str] = {}

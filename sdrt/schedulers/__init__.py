@@ -109,8 +109,16 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "SGM Uniform": {"timestep_spacing": "sgm_uniform"},
     "AYS": {"timestep_spacing": "ays"},
     "AYS XL": {"timestep_spacing": "ays_xl"},
+    "Uniform": {"timestep_spacing": "uniform"},
+    "Simple": {"timestep_spacing": "simple"},
+    "Align Your Steps": {"timestep_spacing": "align_your_steps"},
+    "Align Your Steps XL": {"timestep_spacing": "align_your_steps_xl"},
 }
-"""A1111's names of schedules, which follow a sampler's: what each adds to the options."""
+"""A1111's names of schedules, which follow a sampler's: what each adds to the options. AYS is as its authors, and
+diffusers, have it."""
+
+SAME = {"Normal": "Uniform", "Polyexponential": "Exponential"}
+"""Schedules of A1111's that are others of them: Polyexponential with ρ = 1, as A1111 calls it."""
 
 _FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
@@ -158,7 +166,11 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         config = _without_extra(base, base.get("_class_name"))
     elif isinstance(scheduler, str):
         by_lower = {name.lower(): name for name in (*CLASSES, *A1111)}
-        name = by_lower.get(" ".join(scheduler.lower().split()), "")
+        said = " ".join(scheduler.lower().split())
+        for word, same in SAME.items():
+            if said.endswith(f" {word.lower()}"):
+                said = said[: -len(word)] + same.lower()
+        name = by_lower.get(said, "")
         if not name:
             raise _unknown(scheduler)
         class_name, meant = A1111.get(name, (name, {}))
@@ -167,6 +179,7 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         config = {**_without_extra(base, class_name), **meant, "_class_name": class_name}
     elif isinstance(scheduler, Mapping):
         config = dict(scheduler)
+        _tell_of_foreign(config)
     else:
         raise InputError(f"scheduler is {type(scheduler).__name__}, expected a name or a config dict")
     if not all(isinstance(key, str) for key in config):
@@ -175,6 +188,16 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     if not isinstance(chosen, str) or chosen not in CLASSES:
         raise _unknown(chosen)
     return config
+
+
+def _tell_of_foreign(config: Mapping[str, Any]) -> None:
+    """A warning of a caller's options that their class does not have, and another one has."""
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str) or class_name not in CLASSES:
+        return  # an error soon
+    own = CLASSES[class_name].OPTIONS.__dataclass_fields__
+    if foreign := [key for key in config if key in options.FOREIGN and key not in own]:
+        logger.warning("%s has no %s: passed over, as other schedulers' options", class_name, ", ".join(foreign))
 
 
 def _without_extra(base: Mapping[str, Any], class_name: object) -> dict[str, Any]:
@@ -225,7 +248,7 @@ def label(config: Mapping[str, Any]) -> str:
 
 def _unknown(name: object) -> InputError:
     known = ", ".join((*NAMES, *CLASSES))
-    schedules = ", ".join(SUFFIXES)
+    schedules = ", ".join((*SUFFIXES, *SAME))
     return InputError(
         f"there is no scheduler {quoted(name)}; known schedulers: {known}; most A1111 names may be followed by one of"
         f" {schedules}",

@@ -54,7 +54,8 @@ class Euler(levels.Exploding):
         else:
             timesteps, sigmas = self._spaced(o, plan, continuous)
         self._sigmas = sigmas.astype(np.float32)
-        logs = np.log(self._sigmas[: len(timesteps)])
+        # All but the end, also where "log_linear" has one more than there are steps.
+        logs = np.log(self._sigmas[:-1])
         self.timesteps = np.float32(0.25) * logs if continuous else timesteps.astype(np.float32)
         self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type

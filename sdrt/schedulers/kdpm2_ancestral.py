@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sdrt.errors import InputError
 from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.euler_ancestral import ending, split
 from sdrt.schedulers.tables import Array, Noise, Plan
@@ -48,6 +49,11 @@ class KDPM2Ancestral(levels.Halved):
             [middle(s, split(s, after)[0]) for s, after in zip(self._sigmas[:-2], self._sigmas[1:-1], strict=True)],
             np.float32,
         )
+        if not (self._middles > 0).all():
+            raise InputError(
+                f"{name}: {plan.steps} steps of this schedule are so long that float32 leaves none of a step's noise",
+                "take more steps, or another scheduler",
+            )
         between = levels.sigma_to_t(self._middles.astype(np.float64), np.log(made.training))
         self.timesteps = levels.interleaved(made.timesteps, between)
         self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)

@@ -7,7 +7,7 @@ diffusers has three families of classes, which space the same options differentl
 - multistep solvers, variance preserving, which space one step more and leave the last out (DPM-Solver, UniPC, DEIS):
   ``preserving``.
 
-The spacings "sgm_uniform", "ays" and "ays_xl" are ours: names that A1111 and ComfyUI have, and diffusers has not.
+The spacings of ``OURS`` are named as A1111 and ComfyUI name them; diffusers has them not, or not under a name.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ from sdrt.schedulers.tables import MAX_SIGMA, Array, Options, Plan, Spacing, Tra
 
 Floats = NDArray[np.float64]
 D = TypeVar("D")
-WideSpacing = Literal["leading", "linspace", "trailing", "sgm_uniform", "ays", "ays_xl", "ays_svd"]
+WideSpacing = Literal[
+    "leading", "linspace", "trailing", "sgm_uniform", "uniform", "simple", "ays", "ays_xl", "ays_svd",
+    "align_your_steps", "align_your_steps_xl",
+]  # fmt: skip
 
-OURS = ("sgm_uniform", "ays", "ays_xl", "ays_svd")
+OURS = (
+    "sgm_uniform", "uniform", "simple", "ays", "ays_xl", "ays_svd", "align_your_steps", "align_your_steps_xl",
+)  # fmt: skip
 """Spacings that diffusers does not know."""
 
 AYS: dict[str, tuple[float, ...]] = {
@@ -179,17 +184,44 @@ def shifted(sigmas: Floats, shift: float) -> Floats:
     return moved
 
 
-def align_your_steps(spacing: str, steps: int) -> Floats:
-    """f64[steps]: the table's sigmas, for another number of steps than 10 interpolated in log σ, as its authors do."""
-    table = AYS[spacing]
-    places = np.linspace(0, len(table) - 1, steps + 1)
-    return np.exp(np.interp(places, np.arange(len(table)), np.log(table)))[:steps]
+def own_sigmas(spacing: str, steps: int, training: Array) -> Floats | None:
+    """f64[steps]: the sigmas of a spacing of ours; None for another one. training: f32[n], rising.
+
+    uniform: k-diffusion's ``get_sigmas``, equal steps of t from the last one to 0, where each σ is interpolated in
+    log σ. simple: entries of the training table, in equal steps from the last one.
+    """
+    n = len(training)
+    if spacing == "uniform":
+        return np.exp(np.interp(np.linspace(n - 1, 0, steps), np.arange(n), np.log(training)))
+    if spacing == "simple":
+        return training[[n - 1 - int(i * (n / steps)) for i in range(steps)]].astype(np.float64)
+    if spacing in AYS:
+        return align_your_steps(spacing, steps + 1)[:steps]
+    if spacing in ("align_your_steps", "align_your_steps_xl"):
+        return align_your_steps(spacing.replace("align_your_steps", "ays"), steps)
+    return None
+
+
+def align_your_steps(table_name: str, count: int) -> Floats:
+    """f64[count]: the table's sigmas, interpolated in log σ to another number of them.
+
+    Its authors (and diffusers) take one more than there are steps, and 0 in place of the last; A1111 takes as many as
+    there are steps, and appends 0.
+    """
+    table = AYS[table_name]
+    places = np.linspace(0, len(table) - 1, count)
+    return np.exp(np.interp(places, np.arange(len(table)), np.log(table)))
 
 
 def sigma_to_t(sigmas: Floats, log_sigmas: Array) -> Floats:
     """Fractional timesteps whose log σ, interpolated linearly in the training table, are those of ``sigmas``."""
     logs = np.log(np.maximum(sigmas, 1e-10))
-    low = np.clip(np.searchsorted(log_sigmas, logs, side="right") - 1, 0, len(log_sigmas) - 2)
+    if (np.diff(log_sigmas) > 0).all():
+        low = np.searchsorted(log_sigmas, logs, side="right") - 1
+    else:  # zero terminal SNR may end below where it was (``training_sigmas``): the last entry that is not above
+        low = len(log_sigmas) - 1 - np.argmax((log_sigmas[:, None] <= logs.reshape(-1))[::-1], axis=0)
+        low = np.where((log_sigmas[:, None] <= logs.reshape(-1)).any(axis=0), low, 0).reshape(logs.shape)
+    low = np.clip(low, 0, len(log_sigmas) - 2)
     below, above = log_sigmas[low].astype(np.float64), log_sigmas[low + 1].astype(np.float64)
     weight = np.clip((below - logs) / (below - above), 0, 1)
     return (1 - weight) * low + weight * (low + 1)
@@ -253,9 +285,8 @@ def exploding(
     if timesteps is not None:
         timesteps = timesteps.astype(np.float32).astype(np.float64)
         sigmas = np.interp(timesteps, index, training)
-    elif o.timestep_spacing in AYS:
-        sigmas = align_your_steps(o.timestep_spacing, plan.steps)
-        timesteps = sigma_to_t(sigmas, logs)
+    elif (own := own_sigmas(o.timestep_spacing, plan.steps, training)) is not None:
+        sigmas, timesteps = own, sigma_to_t(own, logs)
     elif o.timestep_spacing == "sgm_uniform":  # as k-diffusion interpolates: in log σ
         timesteps = spaced("linspace", plan.steps, n, drop=True)
         sigmas = np.exp(np.interp(timesteps, index, logs))
@@ -289,16 +320,16 @@ def preserving(
     logs = np.log(training)
     timesteps = _given(plan, o, name)
     last = n - int(np.searchsorted(-logs[::-1], lambda_min))
+    own = own_sigmas(o.timestep_spacing, plan.steps, training)
     if timesteps is not None:
         timesteps = whole(timesteps)
-    elif o.timestep_spacing in AYS:
-        sigmas = align_your_steps(o.timestep_spacing, plan.steps)
-        timesteps = sigma_to_t(sigmas, logs).round()
+    elif own is not None:
+        sigmas, timesteps = own, sigma_to_t(own, logs).round()
     else:
         spacing: Spacing = "linspace" if o.timestep_spacing == "sgm_uniform" else o.timestep_spacing  # type: ignore[assignment]
         timesteps = spaced(spacing, plan.steps, n, o.steps_offset, last=last, drop=True).round()
     check_timesteps(timesteps, o)
-    if o.timestep_spacing not in AYS:
+    if plan.timesteps is not None or own is None:
         sigmas = np.interp(timesteps, np.arange(n), training)
     low, high = float(training[0]) if low is None else low, float(training[-1]) if high is None else high
     made = named(o, low, high, plan.steps, None)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from sdrt.errors import InputError, quoted
 
 MAX_VALUES = 100_000
@@ -73,16 +75,19 @@ def _option(hint: Any, value: Any, where: str) -> Any:
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     for kind in kinds:
         # An integer beyond 64 bits is nowhere meant, and some are no float, or cannot be shown in an error.
-        whole = type(value) is int and -(2**63) <= value < 2**63
-        number = whole or (type(value) is float and math.isfinite(value))
+        integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        whole = integer and -(2**63) <= int(value) < 2**63
+        number = whole or (isinstance(value, (float, np.floating)) and math.isfinite(value))
         if value is None and kind is type(None):
             return None
         if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
             return value
         if kind is float and number:
             return float(value)
-        if (kind is bool and type(value) is bool) or (kind is int and whole):
+        if kind is bool and type(value) is bool:
             return value
+        if kind is int and whole:
+            return int(value)
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
             if len(value) > MAX_VALUES:
                 raise InputError(f"{where} has {len(value)} values, at most {MAX_VALUES}")

@@ -178,6 +178,10 @@ def by_hand(name: str, values: object) -> tuple[NDArray[np.float64], int]:
     if not (np.diff(array) < 0).all() or array[-1] < 0:
         raise InputError(f"{name} must fall from one to the next, and not below 0")
     count = len(array) - bool(name == "sigmas" and array[-1] == 0)
+    if name == "sigmas" and count and array[count - 1] < 1 / MAX_SIGMA:
+        raise InputError(f"sigmas end at {array[count - 1]:g}, expected {1 / MAX_SIGMA:g} or more, or 0")
+    if not (np.diff(array.astype(np.float32)) < 0).all():
+        raise InputError(f"{name} must fall by more than float32 rounds off")
     if not count:
         raise InputError(f"{name} is {quoted(values)}, which is for no step", "begin with the first step's, above 0")
     return array, count

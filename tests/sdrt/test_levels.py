@@ -59,8 +59,10 @@ def test_align_your_steps(spacing: str) -> None:
     """10 steps are the authors' table, which diffusers has; others lie between, in log σ."""
     kind = {"ays": "StableDiffusion", "ays_xl": "StableDiffusionXL", "ays_svd": "StableDiffusionVideo"}[spacing]
     published = diffusers.schedulers.scheduling_utils.AysSchedules[f"{kind}Sigmas"]
-    np.testing.assert_allclose(levels.align_your_steps(spacing, 10), published[:-1], rtol=1e-12)
-    twenty = levels.align_your_steps(spacing, 20)
+    training = np.ones(1000, np.float32)
+    np.testing.assert_allclose(levels.own_sigmas(spacing, 10, training), published[:-1], rtol=1e-12)
+    twenty = levels.own_sigmas(spacing, 20, training)
+    assert twenty is not None
     np.testing.assert_allclose(twenty[::2], published[:-1], rtol=1e-12)
     np.testing.assert_allclose(twenty[1:-1:2] ** 2, twenty[0:-2:2] * twenty[2::2], rtol=1e-12)
 
@@ -70,6 +72,74 @@ def test_align_your_steps_as_diffusers_runs_it() -> None:
     theirs = diffusers.EulerDiscreteScheduler(**SD1)
     theirs.set_timesteps(sigmas=diffusers.schedulers.scheduling_utils.AysSchedules["StableDiffusionSigmas"])
     np.testing.assert_allclose(schedulers.make(config, 10).timesteps, theirs.timesteps.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 11, 20])
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "Heun"])
+def test_schedules_of_a1111(sampler: str, steps: int) -> None:
+    """Each as its own formula says it, over the training schedule's σ."""
+    bar = diffusers.EulerDiscreteScheduler(**SD1).alphas_cumprod.double()
+    training = ((1 - bar) / bar) ** 0.5
+    places = torch.linspace(999, 0, steps, dtype=torch.float64)
+    low, high, weight = places.floor().long(), places.ceil().long(), places.frac()
+    table = list(levels.AYS["ays"])
+    at = np.linspace(0, 1, len(table))
+    expected = {
+        "Uniform": ((1 - weight) * training[low].log() + weight * training[high].log()).exp().numpy(),
+        "Simple": np.array([training[-(1 + int(i * (1000 / steps)))] for i in range(steps)]),
+        "Align Your Steps": np.exp(np.interp(np.linspace(0, 1, steps), at[::1], np.log(table))),
+    }
+    expected["Normal"] = expected["Uniform"]
+    calls = slice(None, None, 2) if sampler == "Heun" else slice(None)
+    for schedule, sigmas in expected.items():
+        made = schedulers.make(schedulers.resolve(f"{sampler} {schedule}", SD1), steps)
+        np.testing.assert_allclose(made.sigmas[calls], sigmas, rtol=2e-6, err_msg=schedule)
+    same = schedulers.resolve(f"{sampler} polyexponential", SD1)
+    assert same == schedulers.resolve(f"{sampler} Exponential", SD1)
+
+
+def test_timesteps_of_sigmas_where_the_table_does_not_rise() -> None:
+    """Zero terminal SNR with betas that end lower than the level that stands for it: σ[998] is 15,406, σ[999] 4,096."""
+    config = {"rescale_betas_zero_snr": True, "use_lu_lambdas": True}
+    for steps in (4, 10, 25):
+        theirs = diffusers.DPMSolverMultistepScheduler(**config)
+        theirs.set_timesteps(steps)
+        ours = schedulers.make({"_class_name": "DPMSolverMultistepScheduler", **config}, steps)
+        np.testing.assert_array_equal(ours.timesteps, theirs.timesteps.numpy())
+
+
+def test_euler_of_continuous_timesteps_in_log_linear_steps() -> None:
+    """diffusers has one call more than steps there."""
+    config = {"timestep_type": "continuous", "prediction_type": "v_prediction", "interpolation_type": "log_linear"}
+    theirs = diffusers.EulerDiscreteScheduler(**config)
+    theirs.set_timesteps(5)
+    ours = schedulers.make({"_class_name": "EulerDiscreteScheduler", **config}, 5)
+    assert len(ours.timesteps) == 6
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy()[:-1], rtol=1e-6)
+
+
+def test_numbers_of_numpy_in_a_config() -> None:
+    betas = np.linspace(0.0001, 0.02, 1000)
+    made = [
+        schedulers.make({"_class_name": "DDIMScheduler", "trained_betas": list(kind), "steps_offset": offset}, 5)
+        for kind, offset in ((betas, np.int64(1)), (betas.tolist(), 1))
+    ]
+    np.testing.assert_array_equal(made[0].timesteps, made[1].timesteps)
+    with pytest.raises(InputError, match="steps_offset: expected an integer"):
+        schedulers.make({"_class_name": "DDIMScheduler", "steps_offset": np.float64(1)}, 5)
+    with pytest.raises(InputError, match="expected a finite number"):
+        schedulers.make({"_class_name": "DDIMScheduler", "beta_end": np.float64("nan")}, 5)
+
+
+def test_steps_that_float32_cannot_take() -> None:
+    config = {"_class_name": "KDPM2AncestralDiscreteScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    with pytest.raises(InputError, match="2 steps of this schedule are so long"):
+        schedulers.make(config, 2)
+    assert np.isfinite(schedulers.make(config, 12).timesteps).all()
+    for sigmas, message in (([1e-30, 1e-50, 0], "sigmas end at 1e-50"), ([1 + 1e-12, 1, 0], "more than float32")):
+        with pytest.raises(InputError, match=message):
+            schedulers.make(schedulers.resolve("Euler", SD1), None, sigmas=sigmas)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])

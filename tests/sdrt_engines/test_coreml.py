@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from sdrt import BuildError, DeviceError, EngineUnavailable, InputError, Pipeline, demo
+from sdrt import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, demo
 from sdrt import bundle as bundles
 from sdrt.engine import BuildOptions, open_session
 from sdrt.metrics import psnr
@@ -26,7 +28,8 @@ from sdrt.verify import reference_cases
 from sdrt_engines import coreml as engine
 from sdrt_engines.build import build
 from sdrt_engines.graph.external import Weights
-from sdrt_engines.mil import package, translate
+from sdrt_engines.mil import package, split_einsum, translate
+from sdrt_engines.mil.program import cuts
 from tests.conftest import Cli, Model
 from tests.pair import Pair, load_diffusers
 
@@ -180,8 +183,20 @@ def test_weights_of_several_sizes_are_stored_once(built: Callable[..., Path]) ->
     held = packages(three)["Unet.mlpackage"]
     assert set(held.functions) == {f"size_{width}x{height}" for width, height in shapes}
     assert held.default == "size_128x128"
+    # An app has one configuration for all packages: the text encoder has the same functions.
+    assert all([*told.functions] == [*held.functions] for told in packages(three).values())
     measured = {parity.case for parity in bundles.load(three).component("unet").artifact.parity}
     assert {f"H{height}-W{width}" for width, height in shapes} == {case[3:].split("-T")[0] for case in measured}
+
+
+def test_each_size_is_checked(built: Callable[..., Path]) -> None:
+    """Also the one that the bundle has no reference vectors of, beside one that it has."""
+    held = bundles.load(built("demo", precision="fp32", target="ios18", shapes=((64, 64), (128, 64))))
+    for name in ("unet", "vae_decoder", "vae_encoder"):
+        cases = {parity.case for parity in held.component(name).artifact.parity}
+        assert any("H64-W128" in case for case in cases), cases
+        assert any("W64" in case for case in cases), cases
+        assert all(any(case in known for known in reference_cases(held, name)) for case in cases)
 
 
 def test_palettized_packages_are_small(built: Callable[..., Path]) -> None:
@@ -229,10 +244,11 @@ def test_the_contract(name: str, half: bool, built: Callable[..., Path]) -> None
         assert (path / "tokenizer" / file).stat().st_size
 
 
-def test_chunks(built: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("attention", ["original", "split_einsum"])
+def test_chunks(attention: str, built: Callable[..., Path]) -> None:
     """Swift feeds the second what the first gives, and what the first was fed; neither gives what it takes."""
-    whole = built("sd2", precision="fp16")
-    path = built("sd2", precision="fp16", extra={"chunk_unet": "true"})
+    whole = built("sd2", precision="fp16", extra={"attention": attention})
+    path = built("sd2", precision="fp16", extra={"attention": attention, "chunk_unet": "true"})
     found = packages(path)
     first, second = found["UnetChunk1.mlpackage"], found["UnetChunk2.mlpackage"]
     assert "Unet.mlpackage" not in found
@@ -260,7 +276,10 @@ def test_the_script(built: Callable[..., Path], tmp_path: Path) -> None:
     )
     xcrun.chmod(0o755)
     environment = {**os.environ, "PATH": f"{xcrun.parent}:{os.environ['PATH']}"}
-    subprocess.run([path / "compile.sh", tmp_path / "out"], check=True, env=environment)
+    for chunk in (1, 2):  # of a build before: an app would take these
+        (tmp_path / "out" / f"UnetChunk{chunk}.mlmodelc").mkdir(parents=True)
+    subprocess.run([path / "compile.sh", "out"], check=True, env=environment, cwd=tmp_path)
+    assert not (path / "out").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "TextEncoder.mlmodelc", "Unet.mlmodelc", "VAEDecoder.mlmodelc", "VAEEncoder.mlmodelc", "merges.txt", "vocab.json",
     ]  # fmt: skip
@@ -269,7 +288,10 @@ def test_the_script(built: Callable[..., Path], tmp_path: Path) -> None:
 # -- float16 -----------------------------------------------------------------------------------------------------------
 
 
-def translated(nodes: list[Any], inputs: dict[str, tuple[int, ...]], output: str, **constants: np.ndarray) -> Any:
+def translated(
+    nodes: list[Any], inputs: dict[str, tuple[int, ...]], output: str, attention: str = "original",
+    **constants: np.ndarray,
+) -> Any:  # fmt: skip
     """An ONNX graph of float16 as one MIL function."""
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info(n, TensorProto.FLOAT16, s) for n, s in inputs.items()],
@@ -279,9 +301,10 @@ def translated(nodes: list[Any], inputs: dict[str, tuple[int, ...]], output: str
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
 
     def body(given: Mapping[str, Any]) -> dict[str, Any]:
-        t = translate.Translation(model.graph, Weights(model, Path()), 23, values=dict(given))
+        style = translate.Style(attention)
+        t = translate.Translation(model.graph, Weights(model, Path()), 23, style, values=dict(given))
         t.run()
-        return {"out": t[output]}
+        return {"out": split_einsum.plain(t[output])}
 
     return translate.function({n: (s, "fp16") for n, s in inputs.items()}, body, coremltools.target.iOS17)
 
@@ -334,6 +357,115 @@ def test_operators_that_there_are_not(node: Any, message: str) -> None:
         translated([node], {"x": (1, 2, 4, 8)}, "y")
 
 
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(","), [output], **attributes)
+
+
+PICTURE = (1, 8, 2, 2)
+TOKENS = [node("Transpose", "x", "t", perm=[0, 2, 3, 1]), node("Reshape", "t,s", "r")]
+HEADS = [*TOKENS, node("Reshape", "r,s2", "h"), node("Transpose", "h", "hh", perm=[0, 2, 1, 3])]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "computed"),
+    [
+        ([node("Attention", "x,x,x", "y")], {}, None),  # not of tokens that are held channels first
+        (
+            [*HEADS, node("Attention", "hh,hh,hh,m", "y")],
+            {"s": np.array([1, 4, 8]), "s2": np.array([1, 4, 2, 4]), "m": np.tri(4).astype(bool)}, None,
+        ),
+        ([*TOKENS[:1], node("Reshape", "t,s", "y")], {"s": np.array([0, -1, 8])}, (1, 4, 8)),
+        ([*TOKENS, node("Reshape", "r,s2", "y")], {"s": np.array([1, 4, 8]), "s2": np.array([0, 0, 2, -1])}, (1, 4, 2, 4)),
+        ([node("Pad", "x,p,,a", "y")], {"p": np.array([1, 1]), "a": np.array([2])}, (1, 8, 4, 2)),
+        ([node("Pad", "x,p,,a", "y")], {"p": np.array([0, 1, 0, 2]), "a": np.array([3, -2])}, (1, 8, 5, 2)),
+        ([node("Max", "x,c,d", "y")], {"c": np.full((1,), 3, np.float16), "d": np.full((1,), 5, np.float16)}, PICTURE),
+    ],
+    ids=["heads", "mask", "rest of a size", "kept sizes", "pad one axis", "pad in any order", "of three"],
+)  # fmt: skip
+def test_other_exporters_ways(
+    nodes: list[Any], constants: dict[str, np.ndarray], computed: tuple[int, ...] | None
+) -> None:
+    """What ours does not write, and optimum's may; against ONNX's own reference evaluator."""
+    from onnx.reference import ReferenceEvaluator
+
+    from sdrt_engines.mil.evaluate import evaluate
+    from sdrt_engines.mil.program import save
+
+    made = translated(nodes, {"x": PICTURE}, "y", "split_einsum", **constants)
+    if computed is not None:
+        assert tuple(made.outputs[0].shape) == computed
+    x = np.random.default_rng(0).standard_normal(PICTURE).astype(np.float16)
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, PICTURE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    with tempfile.TemporaryDirectory() as folder:
+        program = coremltools.converters.mil.mil.Program()
+        program.add_function("main", made)
+        save(coremltools, program, Path(folder, "x.mlpackage"), "ios17")
+        (got,) = evaluate(package.read(Path(folder, "x.mlpackage")).functions["main"], {"x": x}).values()
+    np.testing.assert_allclose(got, expected, rtol=4e-3, atol=4e-3)
+
+
+def test_where_one_weight_is_most_of_a_network() -> None:
+    nodes = [node("MatMul", "x,a", "t"), node("MatMul", "t,b", "u"), node("Relu", "u", "y")]
+    weights = {"a": np.zeros((10, 10), np.float32), "b": np.zeros((10, 1000), np.float32)}
+    for order in (nodes, [*nodes[1:2], *nodes[:1], nodes[2]]):
+        graph = helper.make_graph(order, "g", [], [], [numpy_helper.from_array(a, n) for n, a in weights.items()])
+        model = helper.make_model(graph)
+        (first, end) = cuts(model.graph, Weights(model, Path()), 2)
+        assert 0 < first < end == 3
+
+
+def test_attention_that_is_not_there(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a graph that another tool exported, in which attention is products and a softmax."""
+    found = engine.load_graph
+
+    def plain(path: Path) -> Any:
+        model = found(path)
+        for one in model.graph.node:
+            one.op_type = one.op_type.replace("Attention", "MatMul")
+        return model
+
+    monkeypatch.setattr(engine, "load_graph", plain)
+    for attention in ("split_einsum", "fused"):
+        options = BuildOptions(target="ios18", extra={"attention": attention})
+        with pytest.raises(BuildError, match=f"attention={attention} does not find"):
+            engine.build(bundles.load(bundle), "unet", tmp_path, options)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"batch": "x"}, "batch is 'x'"), ({"batch": 0}, "batch is 0"), ({"batch": 10**9}, "expected 1 to"),
+        ({"functions": []}, "1 sizes, 0 functions"), ({"functions": None}, "which functions"), ({"functions": [1]}, "which functions"),
+        ({"inputs": [{"tensor": "z", "name": "z", "dtype": "f16"}]}, "tells of z, which it has not"),
+        ({"inputs": [{"tensor": "sample", "name": "z", "dtype": "f8"}]}, "dtype"),
+        ({"inputs": [{"tensor": "sample", "name": "z", "dtype": "f16", "layout": "no"}]}, "layout"),
+        ({"packages": 3}, "which packages"), ({"packages": ["../x"]}, "which packages"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_facts_that_are_none(facts: dict[str, Any], message: str, built: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(built(precision="fp16"), path)
+    manifest = json.loads((path / "sdrt.json").read_text())
+    manifest["components"]["unet"]["artifact"]["facts"] |= facts
+    (path / "sdrt.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        open_session(bundles.load(path), "unet", device=VERIFIER)
+
+
+def test_prompts_for_ranges_of_palettized_weights(bundle: Path, tmp_path: Path) -> None:
+    held = build(bundle, tmp_path / "out", "coreml", BuildOptions(precision={"unet": "w6"}, prompts=("a fox",)))
+    assert held.component("unet").artifact.facts["calibration"]["prompts"] == 1
+    with pytest.raises(InputError, match="nothing is measured in fp32"):
+        build(bundle, tmp_path / "other", "coreml", BuildOptions(prompts=("a fox",)))
+
+
 def test_opening_without_a_mac(built: Callable[..., Path], cli: Cli) -> None:
     held = bundles.load(built(precision="fp16"))
     for device in (None, "all", "cpu+ne"):
@@ -382,13 +514,14 @@ class StandIn:
         from sdrt_engines.mil.evaluate import evaluate
 
         held = package.read(Path(path))
+        if len(held.functions) > 1 and function_name not in held.functions:  # as Core ML refuses it
+            raise RuntimeError(f"there is no function {function_name}")
         self._function = held.functions[function_name or held.default]
         self._evaluate = evaluate
-        self.input_description = {told.name: "" for told in self._function.inputs}
         self.made.append((Path(path).name, compute_units, function_name))
 
     def predict(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        assert feeds.keys() == self.input_description.keys()
+        assert feeds.keys() == {told.name for told in self._function.inputs}
         assert {name: array.dtype for name, array in feeds.items()} == {t.name: t.dtype for t in self._function.inputs}
         assert all(array.flags.c_contiguous for array in feeds.values())
         return self._evaluate(self._function, feeds)
@@ -414,6 +547,10 @@ def test_what_coremltools_is_asked_on_a_mac(
     }  # fmt: skip
     assert {asked for _, asked, _ in StandIn.made} == {getattr(coremltools.ComputeUnit, units)}
     assert {name: function for name, _, function in StandIn.made}["UnetChunk1.mlpackage"] == "size_64x64"
+    monkeypatch.setattr(StandIn, "made", [])
+    with Pipeline.from_pretrained(path, device=device) as pipe:
+        pipe("a fox", **arguments | {"width": 136, "height": 72, "num_inference_steps": 1})
+    assert {f for name, _, f in StandIn.made if name != "TextEncoder.mlpackage"} == {"size_136x72"}
     assert [d.name for d in engine.devices()] == ["all", "cpu+gpu", "cpu+ne", "cpu", "verifier"]
 
 

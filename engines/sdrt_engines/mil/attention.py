@@ -38,7 +38,8 @@ def attention(t: Translation, node: Any, inputs: list[Value], attributes: Mappin
         mask = mask if mask.any() else None
     scale = attributes.get("scale") or 1 / math.sqrt(q.shape[-1])
     name = t.name(node.output[0])
-    return {"original": _original, "fused": _fused}[t.style.attention](q, k, v, mask, scale, name)
+    # Of what ``split_einsum`` does not take (masks, other layouts) attention is written as ``original``.
+    return (_fused if t.style.attention == "fused" else _original)(q, k, v, mask, scale, name)
 
 
 def additive(mask: Array, kind: Any) -> Array:

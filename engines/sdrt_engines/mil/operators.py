@@ -66,8 +66,14 @@ _UNARY = {
 
 @operator(*_BINARY)
 def binary(t: Translation, node: Any, inputs: list[Value], attributes: Attributes) -> Value:
-    x, y = alike(*inputs)
-    return getattr(builder(), _BINARY[node.op_type])(x=x, y=y, name=t.name(node.output[0]))
+    x, *others = inputs
+    if not others:  # Max and Min take any number
+        return builder().identity(x=x, name=t.name(node.output[0]))
+    kind = getattr(builder(), _BINARY[node.op_type])
+    for y in others[:-1]:
+        x = kind(**dict(zip("xy", alike(x, y), strict=True)))
+    x, y = alike(x, others[-1])
+    return kind(x=x, y=y, name=t.name(node.output[0]))
 
 
 @operator(*_UNARY)
@@ -367,10 +373,15 @@ def expand(t: Translation, node: Any, inputs: list[Value], attributes: Attribute
 
 @operator("Pad")
 def pad(t: Translation, node: Any, inputs: list[Value], attributes: Attributes) -> Value:
-    x, both, value = [*inputs, None][:3]
+    x, both, value, axes = [*inputs, None, None][:4]
+    wanted = numbers(both)
+    if axes is not None:
+        chosen = [axis % x.rank for axis in numbers(axes)]
+        ends = [dict(zip(chosen, half, strict=True)) for half in (wanted[: len(chosen)], wanted[len(chosen) :])]
+        wanted = [end.get(axis, 0) for end in ends for axis in range(x.rank)]
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}[attributes.get("mode", "constant")]
     filled = dtype(x)(0 if value is None else value.reshape(-1)[0])
-    return builder().pad(x=x, pad=_pads(numbers(both)), mode=mode, constant_val=filled, name=t.name(node.output[0]))
+    return builder().pad(x=x, pad=_pads(wanted), mode=mode, constant_val=filled, name=t.name(node.output[0]))
 
 
 @operator("Gather")

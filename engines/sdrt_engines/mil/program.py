@@ -46,19 +46,20 @@ def quiet() -> Iterator[None]:
         library.setLevel(level)
 
 
-def function_name(profile: Mapping[str, DimRange], count: int) -> str:
-    return contract.FUNCTION if count <= 1 else contract.function_name(profile["W"].opt, profile["H"].opt)
+def function_names(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """What the functions of a package of these sizes (width, height) are called."""
+    return [contract.FUNCTION] if len(sizes) == 1 else [contract.function_name(*size) for size in sizes]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A component, to be made into one program or, in order, several."""
+    """A component, to be made into one program or, in order, several. functions: by name, each one's sizes."""
 
     library: Any
     graph: Any
     weights: Weights
     component: Component
-    profiles: Sequence[Mapping[str, DimRange]]
+    functions: Mapping[str, Mapping[str, DimRange]]
     batch: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -66,20 +67,19 @@ class Network:
     target: str
 
     def programs(self, chunks: int) -> Iterator[Any]:
-        """MIL programs of one function for each profile; the outputs of each are inputs of the next."""
+        """MIL programs that have all functions; the outputs of each are inputs of the next."""
         from coremltools.converters.mil.mil import Program
 
         ends = cuts(self.graph.graph, self.weights, chunks)
-        states: list[_State] = [_State() for _ in self.profiles or ({},)]
+        states = {name: _State() for name in self.functions}
         for first, last in itertools.pairwise([0, *ends]):
             program = Program()
-            for i, profile in enumerate(self.profiles or ({},)):
-                name = function_name(profile, len(self.profiles))
+            for name, profile in self.functions.items():
                 with quiet():
-                    made, states[i] = self._function(profile, states[i], first, last)
+                    made, states[name] = self._function(profile, states[name], first, last)
                 program.add_function(name, made)
-            if len(self.profiles) > 1:
-                program.default_function_name = function_name(self.profiles[0], len(self.profiles))
+            if len(self.functions) > 1:
+                program.default_function_name = next(iter(self.functions))
                 program.export_as_multifunction = True
             yield program
 
@@ -105,7 +105,9 @@ class Network:
             later = {name for node in rest for name in node.input} | {port.tensor for port in self.outputs}
             made = {name: value for name, value in t.values.items() if name in later and name not in plain}
             crossing.update(made)
-            return {_var(value).name: _var(value) for value in made.values() if not known(value)}
+            # What is an input as it came is no output: the next program is given it, too.
+            own = [_var(value) for value in made.values() if not known(value)]
+            return {var.name: var for var in own if var.name not in given}
 
         made = function(
             placeholders | {held.name: held.placeholder for held in state.crossing.values()}, body, self._target
@@ -165,7 +167,8 @@ def cuts(graph: Any, weights: Weights, chunks: int) -> list[int]:
     alive = np.cumsum([opened[i] - closed[i] for i in range(len(graph.node))])  # tensors that cross after each node
     ends = []
     for part in range(1, chunks):
-        near = np.flatnonzero(np.abs(done - part / chunks) < CUT_WITHIN / chunks)
+        away = np.abs(done[:-1] - part / chunks)
+        near = np.flatnonzero(away <= max(CUT_WITHIN / chunks, away.min()))
         ends.append(int(min(near, key=lambda i: (alive[i], abs(done[i] - part / chunks)))) + 1)
     return [*ends, len(graph.node)]
 

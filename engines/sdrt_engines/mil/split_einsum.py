@@ -29,6 +29,16 @@ class Held:
     form: Form
     heads: int = 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the graph has it."""
+        batch, channels, height, width = self.var.shape
+        split = (self.heads, channels // self.heads)
+        return {
+            "picture": (batch, height, width, channels), "tokens": (batch, width, channels),
+            "split": (batch, width, *split), "heads": (batch, split[0], width, split[1]),
+        }[self.form]  # fmt: skip
+
     def plain(self) -> Value:
         """As the graph has it."""
         mb = builder()
@@ -75,6 +85,7 @@ def _reshape(t: Translation, node: Any, inputs: list[Value], attributes: Attribu
     x, to = inputs[0], numbers(inputs[1])
     batch, channels, height, width = x.var.shape
     total = math.prod(x.var.shape)
+    to = [x.shape[i] if size == 0 and not attributes.get("allowzero", 0) else size for i, size in enumerate(to)]
     to = [total // -math.prod(to) if size == -1 else size for size in to]
     if x.form == "picture" and to == [batch, height * width, channels]:
         return Held(builder().reshape(x=x.var, shape=[batch, channels, 1, height * width]), "tokens")

@@ -148,6 +148,8 @@ class Translation:
         from coremltools.converters.mil import Builder
 
         label = f"{tensor}{how}"
+        if tensor not in self.weights:  # computed here, and of another size another one
+            label += f".{_digest(array)}"
         if self.style.palette is not None and (found := self.style.palette(label, array)) is not None:
             return found.constant(self.name(label), self.style.palette.grouped)
         made = Builder.const(val=np.ascontiguousarray(array), name=self.name(label))
@@ -226,10 +228,13 @@ def function(
     return made
 
 
+def _digest(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
 def _share_constants(made: Any) -> None:
     """Let functions of one program share on disk what is the same: biases, tables, indices; weights have labels."""
     for op in made.operations:
         value = op.outputs[0].val if op.op_type == "const" else None
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and op.weight_id is None:
-            key = hashlib.sha256(np.ascontiguousarray(value).view(np.uint8).data) if value.size else hashlib.sha256()
-            op.weight_id = f"{value.dtype}{value.shape}{key.hexdigest()}"
+            op.weight_id = f"{value.dtype}{value.shape}{_digest(value)}"

@@ -31,6 +31,11 @@ class Library:
     targets: tuple[str, ...] = ()
     jit: bool = False
 
+    @property
+    def measures(self) -> tuple[Precision, ...]:
+        """Precisions that are built from measured activations."""
+        return tuple(precision for precision in self.precisions if precision in ("fp16", "fp8", "int8"))
+
     def load(self) -> Any:
         """The Python module. EngineUnavailable where it is not installed, or older than its API that is used here."""
         return _loaded(self)
