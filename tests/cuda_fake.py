@@ -101,7 +101,7 @@ class Gpu:
                     gpu.open["stream"] -= 1
 
         self.Buffer, self.Pinned, self.Stream = Buffer, Pinned, Stream
-        self.close_all = cuda.close_all
+        self.close_all, self.ALONE = cuda.close_all, cuda.ALONE
 
     def gpus(self) -> list[cuda.Gpu]:
         if self.missing:

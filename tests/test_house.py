@@ -47,7 +47,7 @@ def test_wheel_content(wheel: Path) -> None:
     assert {"sdrt/models/demo/sdrt.json", *held} <= set(names)
     packed = sum(entry.compress_size for entry in model)
     assert packed < 15_000_000
-    assert wheel.stat().st_size - packed < 420_000
+    assert wheel.stat().st_size - packed < 460_000
 
 
 def test_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from sdrt.staging import replacing
 
 
 @contextlib.contextmanager
-def checked(folder: str | None) -> Iterator[None]:
+def checked(folder: str | None, name: str = "*") -> Iterator[None]:
     """Around compiling: what does not have its hash is removed before, what is new gets it after. None: no cache.
+
+    name: of the one blob that is meant, where that is known; the others are left unread.
 
     Two processes that fill one folder may remove what the other just wrote; it is compiled once more then. InputError
     for a damaged file that cannot be removed: it would be used.
@@ -25,7 +27,7 @@ def checked(folder: str | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    for blob in Path(folder).glob("*.blob"):
+    for blob in Path(folder).glob(f"{name}.blob"):
         if _recorded(blob) != _hash(blob):
             try:
                 blob.unlink(missing_ok=True)  # another process was faster
@@ -36,7 +38,7 @@ def checked(folder: str | None) -> Iterator[None]:
                     "remove it, or give another folder as cache",
                 ) from None
     yield
-    for blob in Path(folder).glob("*.blob"):
+    for blob in Path(folder).glob(f"{name}.blob"):
         if (found := _hash(blob)) is not None and found != _recorded(blob):
             with contextlib.suppress(OSError), replacing(_beside(blob)) as file:  # without, it is compiled once more
                 file.write(found.encode())

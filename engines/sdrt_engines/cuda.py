@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,11 @@ def use(index: int) -> None:
 # -- what is made -----------------------------------------------------------------------------------------------------
 
 
+ALONE = threading.RLock()
+"""Held while memory is taken or given back, and while ONNX Runtime records a graph: in CUDA's global mode, in which
+memory that any other thread takes ends the recording."""
+
+
 class _Owned:
     """Something of a GPU's that is closed once, at the latest when nobody refers to it any more."""
 
@@ -151,12 +157,14 @@ class Buffer(_Owned):
     def __init__(self, nbytes: int, what: str = "") -> None:
         self.nbytes = nbytes
         about = f"of {nbytes / 2**20:.1f} MiB{what and f' for {what}'}"
-        self.address = int(call("cudaMalloc", max(nbytes, 1), about=about))
+        with ALONE:
+            self.address = int(call("cudaMalloc", max(nbytes, 1), about=about))
 
     def close(self) -> None:
         if address := self.address:
             self.address = 0
-            call("cudaFree", address)
+            with ALONE:
+                call("cudaFree", address)
 
 
 class Pinned(_Owned):
@@ -166,7 +174,8 @@ class Pinned(_Owned):
         kind = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         nbytes = max(count * kind.itemsize, 1)
-        self.address = int(call("cudaMallocHost", nbytes, about=f"of {nbytes} bytes"))
+        with ALONE:
+            self.address = int(call("cudaMallocHost", nbytes, about=f"of {nbytes} bytes"))
         memory = (ctypes.c_byte * nbytes).from_address(self.address)
         self.array: Array = np.frombuffer(memoryview(memory), kind, count).reshape(shape)
 
@@ -174,7 +183,8 @@ class Pinned(_Owned):
         if address := self.address:
             self.address = 0
             del self.array
-            call("cudaFreeHost", address)
+            with ALONE:
+                call("cudaFreeHost", address)
 
 
 class Stream(_Owned):

@@ -13,7 +13,6 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,10 +26,6 @@ from sdrt.errors import BundleError, DeviceError, NumericsError
 from sdrt_engines import cuda
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-
-_ALONE = threading.Lock()
-"""Held while memory is taken and graphs are recorded: ONNX Runtime records in CUDA's global mode, in which memory that
-any other thread takes ends the recording."""
 
 NO_GRAPH = -1
 """``gpu_graph_id`` of a call that is neither recorded nor replayed."""
@@ -107,7 +102,7 @@ class CudaSession:
         self._constants: dict[str, tuple[int, Array]] = {}
         self._numbers = itertools.count(1)
         cuda.use(index)
-        with _ALONE:
+        with cuda.ALONE:
             self._stream = cuda.Stream()
             try:
                 self._shared = None if fixed else self._made({})
@@ -159,7 +154,7 @@ class CudaSession:
         if key in self._sizes:
             self._sizes.move_to_end(key)
             return self._sizes[key]
-        with _ALONE:
+        with cuda.ALONE:
             while len(self._sizes) >= self._keep:
                 self._release(self._sizes.popitem(last=False)[1])
             free = {d: n for i in self.spec.inputs for d, n in zip(i.shape, shapes[i.name], strict=True)}
@@ -197,7 +192,7 @@ class CudaSession:
             if size.ran and size.graph != NO_GRAPH:
                 size.network.session.run_with_iobinding(size.binding, size.options)
                 return
-            with _ALONE:
+            with cuda.ALONE:
                 before = 0 if size.ran else cuda.memory()[0]
                 size.network.session.run_with_iobinding(size.binding, size.options)
                 size.network.activations += 0 if size.ran else max(before - cuda.memory()[0], 0)
@@ -232,7 +227,7 @@ class CudaSession:
 
     def close(self) -> None:
         cuda.use(self._index)
-        with _ALONE:
+        with cuda.ALONE:
             while self._sizes:
                 self._release(self._sizes.popitem()[1])
             self._constants.clear()

@@ -128,6 +128,7 @@ def command(
         )
     if variation_seed is not None and not variation_strength:
         raise click.UsageError("--variation-seed needs --variation-strength, above 0")
+    _check_given(timesteps is not None or sigmas is not None, preview is not None)
     common.check_writable("--json", json_file)
     import sdrt
     from sdrt import image
@@ -187,3 +188,15 @@ def command(
             },
             json_file,
         )
+
+
+def _check_given(by_hand: bool, previews: bool) -> None:
+    """UsageError for an option that another one leaves without effect."""
+    context = click.get_current_context()
+    given = {
+        name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    if by_hand and "steps" in given:
+        raise click.UsageError("--timesteps and --sigmas say how many steps there are: leave --steps out")
+    if not previews and "preview_by" in given:
+        raise click.UsageError("--preview-by needs --preview")

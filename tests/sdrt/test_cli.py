@@ -64,6 +64,24 @@ def test_generate_with_low_memory_on_devices_by_component(bundle: Path, tmp_path
     assert f"load {seconds['load']:.2f} s" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--timesteps", "999,500", "--steps", 7], "leave --steps out"),
+        (["--sigmas", "14,5,0", "--steps", 2], "leave --steps out"),
+        (["--preview-by", "linear"], "--preview-by needs --preview"),
+        (["--strength", 0.5], "need --init-image"),
+        (["--variation-seed", 5], "needs --variation-strength"),
+    ],
+    ids=str,
+)
+def test_what_would_have_no_effect_is_refused(arguments: list[object], message: str, tmp_path: Path, cli: Cli) -> None:
+    done = cli("generate", "a fox", "-o", tmp_path / "fox.png", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_a_bundle_is_opened_is_checked(bundle: Path, tmp_path: Path, cli: Cli) -> None:
     for command in (("generate", "a fox", "-m"), ("verify",)):
         cached = cli(*command, bundle, "--cache", tmp_path / "cache")

@@ -184,6 +184,16 @@ def test_a_hash_is_of_the_bytes_it_stands_beside(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} == {"kept.txt"}
 
 
+def test_one_of_a_folder(tmp_path: Path) -> None:
+    """Plans of gigabytes beside the one that is meant are not read."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.blob").write_bytes(b"damaged")
+    with checked(str(tmp_path), "a"):
+        assert {file.name for file in tmp_path.iterdir()} == {"b.blob"}
+        (tmp_path / "a.blob").write_bytes(b"new")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.blob", "a.blob.sha256", "b.blob"}
+
+
 def test_a_session_by_itself(built: Path, filled: Path) -> None:
     from sdrt import bundle as bundles
 

@@ -187,7 +187,8 @@ def _deserialized(
                 "-O trust=true, if you know who built it",
             )
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(content)
+    with cuda.ALONE:
+        engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         why = runtime.logger.spoken.why()
         if _NO_ROOM.search(why):

@@ -187,7 +187,8 @@ class TensorRtSession:
             records = records and not theirs
         if self._compiled is not None:
             self._compiled.load(config)
-        context = self._engine.create_execution_context(config)
+        with cuda.ALONE:
+            context = self._engine.create_execution_context(config)
         if context is None:
             raise DeviceError(
                 f"{self.name}: the plan gets no execution context on this GPU: {self._spoken.why()}",

@@ -24,7 +24,7 @@ def key(*parts: object) -> str:
 
 def read(folder: Path, name: str) -> bytes | None:
     """``<name>.blob``, None where there is none or it was damaged. InputError where damage cannot be removed."""
-    with checked(str(folder)):
+    with checked(str(folder), name):
         try:
             return (folder / f"{name}.blob").read_bytes()
         except OSError:
@@ -33,7 +33,7 @@ def read(folder: Path, name: str) -> bytes | None:
 
 def write(folder: Path, name: str, content: bytes | memoryview) -> None:
     """Keep ``<name>.blob``; without room or leave to write, it is made again next time."""
-    with checked(str(folder)), contextlib.suppress(OSError), replacing(folder / f"{name}.blob") as file:
+    with checked(str(folder), name), contextlib.suppress(OSError), replacing(folder / f"{name}.blob") as file:
         file.write(content)
 
 

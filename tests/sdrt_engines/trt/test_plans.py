@@ -209,7 +209,7 @@ def test_what_eight_bits_leave_is_float16(precision: Any, tmp_path: Path) -> Non
 
     source = load(DEMO)
     options = BuildOptions(precision=precision, shapes=((64, 64),))
-    recorder = _recorder(source, options, {precision})
+    recorder = _recorder(source, options, {precision}, TENSORRT.measures)
     options = replace(options, samples=lambda: recorder.samples("unet", lambda *_: None))
     (tmp_path / "stored").mkdir()
     facts = _write_graph(source, source.component("unet"), options, tmp_path / "stored", tmp_path)
