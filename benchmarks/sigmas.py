@@ -1,4 +1,4 @@
-"""A figure of where each scheduler's network calls lie: noise level σ over calls, 12 steps of Stable Diffusion 1.5.
+"""A figure of where each scheduler's network calls lie: noise level σ over calls, 20 steps of Stable Diffusion 1.5.
 
     python -m benchmarks.sigmas docs/sigmas.svg
 
@@ -16,7 +16,7 @@ import numpy as np
 from sdrt import schedulers
 from sdrt.schedulers import NAMES, SUFFIXES
 
-STEPS = 12
+STEPS = 20
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 WIDE, HIGH, COLUMNS = 150, 110, 7
 LOWEST, HIGHEST = math.log10(0.02), math.log10(20)
@@ -28,7 +28,7 @@ def sigmas(name: str) -> list[float]:
     return levels
 
 
-def panel(name: str, column: int, row: int, plain: list[float]) -> list[str]:
+def panel(name: str, label: str, column: int, row: int, plain: list[float]) -> list[str]:
     """One set of dots."""
     left, top = 8 + column * (WIDE + 10), 8 + row * (HIGH + 26)
 
@@ -43,21 +43,24 @@ def panel(name: str, column: int, row: int, plain: list[float]) -> list[str]:
         f'<rect x="{left}" y="{top}" width="{WIDE}" height="{HIGH}" fill="#f6f8fa" rx="4"/>',
         f'<polyline points="{line}" fill="none" stroke="#bbb"/>',
         *dots,
-        f'<text x="{left + WIDE / 2}" y="{top + HIGH + 15}" text-anchor="middle">{name}</text>',
+        f'<text x="{left + WIDE / 2}" y="{top + HIGH + 15}" text-anchor="middle">{label}</text>',
     ]
 
 
 def main() -> None:
-    names = [*NAMES, *(f"DPM++ 2M {suffix}" for suffix in SUFFIXES)]
-    plain, rows = sigmas("Euler"), math.ceil(len(names) / COLUMNS)
+    samplers = [(name, name) for name in NAMES]
+    schedules = [(f"DPM++ 2M {suffix}", suffix) for suffix in SUFFIXES]
+    first = math.ceil(len(samplers) / COLUMNS) * COLUMNS  # schedules begin a row
+    places = [*enumerate(samplers), *enumerate(schedules, first)]
+    plain, rows = sigmas("Euler"), math.ceil((first + len(schedules)) / COLUMNS)
     width, height = 16 + COLUMNS * (WIDE + 10), 16 + rows * (HIGH + 26)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         ' font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
-    for i, name in enumerate(names):
-        parts += panel(name, i % COLUMNS, i // COLUMNS, plain)
+    for i, (name, label) in places:
+        parts += panel(name, label, i % COLUMNS, i // COLUMNS, plain)
     Path(sys.argv[1]).write_text("\n".join([*parts, "</svg>", ""]), encoding="utf-8")
 
 

@@ -65,7 +65,7 @@ from sdrt.noise import A1111_SOURCES, Rng
 )
 @click.option(
     "--eta", type=float,
-    help="Fresh noise of each step, 0 to 1, for schedulers that can be told (DDIM, TCD, DPM++ 2S a).",
+    help="Fresh noise of each step, 0 to 1, for schedulers that can be told (DDIM, TCD, DPM++ 2S a, DPM fast).",
 )  # fmt: skip
 @click.option(
     "--timesteps", callback=common.parse_numbers, metavar="LIST",

@@ -16,7 +16,9 @@ from sdrt.schedulers.tables import Array
 
 _BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """Stable Diffusion's own training schedule."""
-_STEPS = 4
+_STEPS = 20
+"""Enough for Restart to turn back."""
+_LETTERS = dict(zip(SUFFIXES, "KEBSAXUPDLYZ", strict=True))
 
 EXAMPLES = """\
 sdrt schedulers
@@ -29,13 +31,15 @@ class Row:
     """One sampler: its names, what a step costs, what may be asked of it.
 
     name: A1111's, or diffusers' class where A1111 has none. calls: of the network, a step. stochastic: whether steps
-    draw noise unasked. schedules: names that may follow this one. accepts: of timesteps, sigmas and eta.
+    draw noise unasked; noise: "each step", "some steps", "with eta" or nothing. schedules: names that may follow this
+    one. accepts: of timesteps, sigmas and eta.
     """
 
     name: str
     diffusers: str
     calls: int
     stochastic: bool
+    noise: str
     schedules: tuple[str, ...]
     accepts: tuple[str, ...]
     what: str
@@ -62,20 +66,28 @@ def rows() -> Iterator[Row]:
     named = {class_name for class_name, _ in NAMES.values()}
     for name, class_name in [(n, c) for n, (c, _) in NAMES.items()] + [(c, c) for c in CLASSES if c not in named]:
         about = CLASSES[class_name].ABOUT
-        calls, stochastic = _seen(name)
+        calls, drawing = _seen(name)
+        noise = "with eta" if not drawing and "eta" in about.accepts else ""
+        if drawing:  # a solver's step may be three of these, and the last one without
+            noise = "each step" if drawing > _STEPS / 3 else "some steps"
         following = tuple(s for s in SUFFIXES if f"{name} {s}" in schedulers.A1111)
         accepts = tuple(sorted(about.accepts))
-        yield Row(name, class_name, calls, stochastic, following, accepts, about.what, about.paper, about.arxiv)
+        yield Row(
+            name, class_name, calls, bool(drawing), noise, following, accepts, about.what, about.paper, about.arxiv
+        )
 
 
-def _seen(name: str) -> tuple[int, bool]:
-    """Network calls a step, and whether noise is drawn, as a few steps show."""
+def _seen(name: str) -> tuple[int, int]:
+    """Network calls a step, and in how many steps noise is drawn."""
     made = schedulers.make(schedulers.resolve(name, _BASE), _STEPS)
     x = np.ones((1, 4, 8, 8), np.float32)
-    noise = _Watched()
+    noise, drawing = _Watched(), set()
     for i in range(len(made.timesteps)):
+        noise.drawn = False
         made.step(x, x, i, noise)
-    return made.order, noise.drawn
+        if noise.drawn:
+            drawing.add(i // made.order)
+    return made.order, len(drawing)
 
 
 class _Watched:
@@ -91,24 +103,19 @@ class _Watched:
         return lambda start, end: self()
 
 
-def _noise(row: Row) -> str:
-    return "each step" if row.stochastic else "with eta" if "eta" in row.accepts else ""
-
-
 def as_text(found: list[Row]) -> str:
     """A table, and what its letters mean."""
-    letters = {suffix: suffix[0] if suffix != "AYS XL" else "X" for suffix in SUFFIXES}
     table = common.table(
         ("name", "calls", "noise", "schedules", "takes", "paper", "what it is"),
         [
             (
-                row.name, row.calls, _noise(row), "".join(letters[s] for s in row.schedules),
+                row.name, row.calls, row.noise, "".join(_LETTERS[s] for s in row.schedules),
                 " ".join(row.accepts), f"arXiv {row.arxiv}" if row.arxiv else row.paper, row.what,
             )
             for row in found
         ],
     )  # fmt: skip
-    told = ", ".join(f"{letter} {suffix}" for suffix, letter in letters.items())
+    told = ", ".join(f"{letter} {suffix}" for suffix, letter in _LETTERS.items())
     return (
         f"{table}\n\ncalls: of the network, a step. schedules: may follow the name (DPM++ 2M Karras): {told}.\n"
         "takes: what a call may give instead of a number of steps, and eta, how much noise a step draws.\n"

@@ -14,6 +14,7 @@ from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.ddim import DDIM
 from sdrt.schedulers.ddpm import DDPM
 from sdrt.schedulers.deis import DEISMultistep
+from sdrt.schedulers.dpm_fast import DPMSolverFast
 from sdrt.schedulers.dpm_multistep import DPMSolverMultistep
 from sdrt.schedulers.dpm_singlestep import DPMSolverSinglestep
 from sdrt.schedulers.dpmpp_2s_ancestral import DPMSolver2SAncestral
@@ -30,6 +31,7 @@ from sdrt.schedulers.kdpm2_ancestral import KDPM2Ancestral
 from sdrt.schedulers.lcm import LCM
 from sdrt.schedulers.lms import LMS
 from sdrt.schedulers.pndm import PNDM
+from sdrt.schedulers.restart import Restart
 from sdrt.schedulers.sa import SASolver
 from sdrt.schedulers.tables import Array, Scheduler, Solver
 from sdrt.schedulers.tcd import TCD
@@ -56,12 +58,14 @@ _SOLVERS: tuple[Solver, ...] = (
     # Stochastic.
     DDPM,
     DPMSolver2SAncestral,
+    DPMSolverFast,
     DPMSolverSDE,
     EDMDPMSolverMultistep,
     EDMEuler,
     EulerAncestral,
     KDPM2Ancestral,
     LCM,
+    Restart,
     SASolver,
     TCD,
 )
@@ -94,9 +98,11 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),
     "DPM++ 3M SDE": ("DPMSolverMultistepScheduler", {**_SDE, "solver_order": 3}),
     "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
+    "DPM fast": ("DPMSolverFastScheduler", {}),
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),
     "LCM": ("LCMScheduler", {}),
+    "Restart": ("RestartScheduler", {}),
     "SA-Solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),  # DPM-Solver's configs have their own
     "TCD": ("TCDScheduler", {}),
 }
@@ -111,6 +117,8 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "AYS XL": {"timestep_spacing": "ays_xl"},
     "Uniform": {"timestep_spacing": "uniform"},
     "Simple": {"timestep_spacing": "simple"},
+    "DDIM": {"timestep_spacing": "ddim_uniform"},
+    "KL Optimal": {"timestep_spacing": "kl_optimal", "final_sigmas_type": "sigma_min"},  # it ends there, not at 0
     "Align Your Steps": {"timestep_spacing": "align_your_steps"},
     "Align Your Steps XL": {"timestep_spacing": "align_your_steps_xl"},
 }

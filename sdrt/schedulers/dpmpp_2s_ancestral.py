@@ -40,7 +40,7 @@ class DPMSolver2SAncestral(levels.Halved):
         made = levels.exploding(o, plan, self.ABOUT.diffusers)
         self._sigmas = ending(made.sigmas, self.ABOUT.diffusers)
         sigma, after = self._sigmas[:-2].astype(np.float64), self._sigmas[1:-1].astype(np.float64)
-        self._down, self._up = _split(sigma, after, 1.0 if plan.eta is None else plan.eta)
+        self._down, self._up = down_and_up(sigma, after, 1.0 if plan.eta is None else plan.eta)
         self._middles = np.sqrt(sigma * self._down)
         between = levels.sigma_to_t(self._middles, np.log(made.training))
         self.timesteps = levels.interleaved(made.timesteps, between)
@@ -66,7 +66,7 @@ class DPMSolver2SAncestral(levels.Halved):
         return moved, x0
 
 
-def _split(sigma: levels.Floats, after: levels.Floats, eta: float) -> tuple[levels.Floats, levels.Floats]:
+def down_and_up(sigma: levels.Floats, after: levels.Floats, eta: float) -> tuple[levels.Floats, levels.Floats]:
     """(down, up) of each step, down² + up² = after²; without the difference of squares that k-diffusion takes."""
     left = (after / sigma) ** 2
     down: levels.Floats = after * np.sqrt((1 - eta**2) + eta**2 * left)

@@ -27,12 +27,13 @@ from sdrt.schedulers.tables import MAX_SIGMA, Array, Options, Plan, Spacing, Tra
 Floats = NDArray[np.float64]
 D = TypeVar("D")
 WideSpacing = Literal[
-    "leading", "linspace", "trailing", "sgm_uniform", "uniform", "simple", "ays", "ays_xl", "ays_svd",
-    "align_your_steps", "align_your_steps_xl",
+    "leading", "linspace", "trailing", "sgm_uniform", "uniform", "simple", "ddim_uniform", "kl_optimal", "ays",
+    "ays_xl", "ays_svd", "align_your_steps", "align_your_steps_xl",
 ]  # fmt: skip
 
 OURS = (
-    "sgm_uniform", "uniform", "simple", "ays", "ays_xl", "ays_svd", "align_your_steps", "align_your_steps_xl",
+    "sgm_uniform", "uniform", "simple", "ddim_uniform", "kl_optimal", "ays", "ays_xl", "ays_svd", "align_your_steps",
+    "align_your_steps_xl",
 )  # fmt: skip
 """Spacings that diffusers does not know."""
 
@@ -188,9 +189,16 @@ def own_sigmas(spacing: str, steps: int, training: Array) -> Floats | None:
     """f64[steps]: the sigmas of a spacing of ours; None for another one. training: f32[n], rising.
 
     uniform: k-diffusion's ``get_sigmas``, equal steps of t from the last one to 0, where each σ is interpolated in
-    log σ. simple: entries of the training table, in equal steps from the last one.
+    log σ. simple: entries of the training table, in equal steps from the last one. ddim_uniform: entries in whole
+    strides up from the second one, as latent diffusion's DDIM took them. kl_optimal: equal steps of arctan σ over the
+    whole table, at whose end the last step ends (arXiv 2404.14507, theorem 3.1).
     """
     n = len(training)
+    if spacing == "ddim_uniform":
+        return _strides(steps, training)
+    if spacing == "kl_optimal":
+        high, low = np.arctan(training[[-1, 0]].astype(np.float64)).tolist()
+        return np.tan(np.linspace(high, low, steps + 1)[:steps])
     if spacing == "uniform":
         return np.exp(np.interp(np.linspace(n - 1, 0, steps), np.arange(n), np.log(training)))
     if spacing == "simple":
@@ -200,6 +208,21 @@ def own_sigmas(spacing: str, steps: int, training: Array) -> Floats | None:
     if spacing in ("align_your_steps", "align_your_steps_xl"):
         return align_your_steps(spacing.replace("align_your_steps", "ays"), steps)
     return None
+
+
+def _strides(steps: int, training: Array) -> Floats:
+    """f64[steps]: every n // steps-th σ of the n. InputError where those are not as many as there are to be steps."""
+    stride = max(len(training) // steps, 1)
+    strided: Floats = training[1::stride][::-1].astype(np.float64)
+    if len(strided) != steps:
+        fits = [k for k in range(1, len(training)) if len(training[1 :: len(training) // k]) == k]
+        below, above = [k for k in fits if k < steps][-1:], [k for k in fits if k > steps][:1]
+        raise InputError(
+            f"ddim_uniform spacing: whole strides of {stride} of {len(training)} training steps are {len(strided)}"
+            f" steps, {steps} are asked for",
+            f"take {' or '.join(map(str, below + above))} steps, or another schedule",
+        )
+    return strided
 
 
 def align_your_steps(table_name: str, count: int) -> Floats:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sdrt import Pipeline
 
 
 @pytest.fixture
@@ -30,3 +35,27 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     power = torch.Tensor.__pow__
     rooted = once(power)
     monkeypatch.setattr(torch.Tensor, "__pow__", lambda x, y: rooted(x, y) if y == 0.5 else power(x, y))
+
+
+@pytest.fixture(scope="module")
+def demo_pipe() -> Iterator[Pipeline]:
+    """The model that comes with sdrt."""
+    with Pipeline.from_pretrained("demo") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def demo_diffusers() -> Any:
+    """The checkpoint that it was made of, in diffusers' pipeline: float16 weights, computed in float32."""
+    import diffusers
+    import torch
+
+    from benchmarks.demo import ship
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = diffusers.StableDiffusionPipeline.from_pretrained(
+            Path(ship.__file__).parent / "checkpoint", torch_dtype=torch.float32, safety_checker=None
+        )
+    loaded.set_progress_bar_config(disable=True)
+    return loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def test_every_scheduler_is_listed(cli: Cli) -> None:
 
 def test_the_list_as_a_person_reads_it(cli: Cli) -> None:
     shown = cli("schedulers").stdout
-    assert all(name in shown for name in (*NAMES, "arXiv 2211.01095", "each step", "with eta"))
+    assert all(name in shown for name in (*NAMES, "arXiv 2211.01095", "each step", "some steps", "with eta"))
+    letters = re.findall(r"(?<=[:,] )(\w) [A-Z]", shown[shown.index("(DPM++ 2M Karras)") :].split("\ntakes")[0])
+    assert len(letters) == len(set(letters)) == len(schedulers.SUFFIXES)
 
 
 def test_timesteps_by_hand(pipe: Pipeline) -> None:

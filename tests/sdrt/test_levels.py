@@ -98,6 +98,46 @@ def test_schedules_of_a1111(sampler: str, steps: int) -> None:
     assert same == schedulers.resolve(f"{sampler} Exponential", SD1)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50])
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "UniPC"])
+def test_kl_optimal(sampler: str, steps: int) -> None:
+    """A1111's: arctan σ falls evenly from the training schedule's largest to its smallest, where the last step ends."""
+    bar = diffusers.EulerDiscreteScheduler(**SD1).alphas_cumprod.double()
+    ends = (((1 - bar) / bar) ** 0.5)[[-1, 0]].arctan()
+    part = torch.arange(steps, dtype=torch.float64) / steps
+    made = schedulers.make(schedulers.resolve(f"{sampler} KL Optimal", SD1), steps)
+    np.testing.assert_allclose(made.sigmas, (ends[0] * (1 - part) + ends[1] * part).tan(), rtol=2e-6)
+    if sampler == "Euler":  # to the smallest σ: x + d·Δσ, d = ε
+        x, pred = np.zeros((1, 1, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+        moved, _ = made.step(x, pred, steps - 1, torch.randn)  # type: ignore[arg-type] # it draws none
+        assert moved.item() == pytest.approx(float(ends[1].tan()) - made.sigmas[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 20, 50, 111])
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "Heun"])
+def test_strides_of_ddim(sampler: str, steps: int) -> None:
+    """A1111's DDIM schedule: σ of timesteps 1, 1 + stride, …, the last of which comes first."""
+    made = schedulers.make(schedulers.resolve(f"{sampler} DDIM", SD1), steps)
+    expected = list(range(1, 1000, 1000 // steps))[::-1]
+    assert len(expected) == steps
+    bar = diffusers.EulerDiscreteScheduler(**SD1).alphas_cumprod.double().numpy()[expected]
+    calls = slice(None, None, 2) if sampler == "Heun" else slice(None)
+    np.testing.assert_allclose(made.sigmas[calls], ((1 - bar) / bar) ** 0.5, rtol=2e-6)
+    np.testing.assert_allclose(made.timesteps[calls], expected, atol=2e-3)
+
+
+def test_strides_that_are_not_as_many_as_the_steps() -> None:
+    """A1111 would take 13 for 12: not what was asked for, and not said."""
+    config = schedulers.resolve("Euler DDIM", SD1)
+    with pytest.raises(InputError, match=r"strides of 83 of 1000 training steps are 13 steps, 12 .*") as raised:
+        schedulers.make(config, 12)
+    assert raised.value.fix == "take 10 or 20 steps, or another schedule"
+    for steps in (10, 20):
+        assert len(schedulers.make(config, steps).timesteps) == steps
+    with pytest.raises(InputError, match="999 steps, 1000 are asked for"):
+        schedulers.make(config, 1000)
+
+
 def test_timesteps_of_sigmas_where_the_table_does_not_rise() -> None:
     """Zero terminal SNR with betas that end lower than the level that stands for it: σ[998] is 15,406, σ[999] 4,096."""
     config = {"rescale_betas_zero_snr": True, "use_lu_lambdas": True}

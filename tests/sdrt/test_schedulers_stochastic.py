@@ -6,7 +6,6 @@ import itertools
 import math
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,7 +14,6 @@ import pytest
 import scipy.integrate
 import torch
 
-from benchmarks.demo import ship
 from sdrt import Pipeline, demo, schedulers
 from sdrt.brownian import BrownianTree
 from sdrt.errors import InputError
@@ -444,23 +442,6 @@ PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
 not good, but the same."""
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    with Pipeline.from_pretrained("demo") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = diffusers.StableDiffusionPipeline.from_pretrained(
-            Path(ship.__file__).parent / "checkpoint", torch_dtype=torch.float32, safety_checker=None
-        )
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
 class TwoSForDiffusers(diffusers.SchedulerMixin, diffusers.ConfigMixin):  # type: ignore[misc]
     """The formulas above as a scheduler that diffusers' pipeline takes, with the timesteps and noise levels of ours."""
 
@@ -490,20 +471,20 @@ class TwoSForDiffusers(diffusers.SchedulerMixin, diffusers.ConfigMixin):  # type
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_equal_diffusers(pipe: Pipeline, theirs: Any, name: str) -> None:
+def test_pictures_equal_diffusers(demo_pipe: Pipeline, demo_diffusers: Any, name: str) -> None:
     """Trained weights rounded to float16, computed in float32, the same seed. The bar is 80 dB."""
     steps, arguments = PICTURES[name]
-    config = schedulers.resolve(name, pipe.scheduler_config)
+    config = schedulers.resolve(name, demo_pipe.scheduler_config)
     if config["_class_name"] == "DPMSolver2SAncestralScheduler":
-        theirs.scheduler = TwoSForDiffusers(config, arguments.get("eta", 1.0))
+        demo_diffusers.scheduler = TwoSForDiffusers(config, arguments.get("eta", 1.0))
     else:
         own = {"noise_sampler_seed": 5} if config["_class_name"] == "DPMSolverSDEScheduler" else {}
-        theirs.scheduler = getattr(diffusers, config["_class_name"]).from_config({**config, **own})
+        demo_diffusers.scheduler = getattr(diffusers, config["_class_name"]).from_config({**config, **own})
     common = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = theirs(
+        expected = demo_diffusers(
             demo.PROMPTS[2], negative_prompt="red", generator=[torch.Generator().manual_seed(5)], **common, **arguments
         ).images
-    got = pipe(demo.PROMPTS[2], negative_prompt="red", seed=5, scheduler=name, **common, **arguments).images
+    got = demo_pipe(demo.PROMPTS[2], negative_prompt="red", seed=5, scheduler=name, **common, **arguments).images
     assert psnr(expected, got, 1.0) >= 80

@@ -49,10 +49,12 @@ FULL = {
     },
     "DDPMScheduler": {"variance_type": "fixed_large", "clip_sample": True, "clip_sample_range": 2.0, "thresholding": False},
     "DPMSolver2SAncestralScheduler": {"use_karras_sigmas": True},
+    "DPMSolverFastScheduler": {},
     "DPMSolverSDEScheduler": {"use_beta_sigmas": True, "noise_sampler_seed": None},
     "EulerAncestralDiscreteScheduler": {},
     "KDPM2AncestralDiscreteScheduler": {"use_exponential_sigmas": True},
     "LCMScheduler": {"original_inference_steps": 100, "timestep_scaling": 10.0, "clip_sample": True, "clip_sample_range": 2.0},
+    "RestartScheduler": {"use_karras_sigmas": False},
     "SASolverScheduler": {
         "predictor_order": 3, "corrector_order": 4, "tau_func": None, "algorithm_type": "data_prediction", "lower_order_final": False,
         "use_karras_sigmas": True, "lambda_min_clipped": -5.0, "variance_type": None, "flow_shift": 3.0,
