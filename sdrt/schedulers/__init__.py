@@ -187,7 +187,7 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
         config = {**_without_extra(base, class_name), **meant, "_class_name": class_name}
     elif isinstance(scheduler, Mapping):
         config = dict(scheduler)
-        _tell_of_foreign(config)
+        _tell_of_foreign(config, base)
     else:
         raise InputError(f"scheduler is {type(scheduler).__name__}, expected a name or a config dict")
     if not all(isinstance(key, str) for key in config):
@@ -198,13 +198,14 @@ def resolve(scheduler: str | Mapping[str, Any] | None, base: Mapping[str, Any]) 
     return config
 
 
-def _tell_of_foreign(config: Mapping[str, Any]) -> None:
-    """A warning of a caller's options that their class does not have, and another one has."""
+def _tell_of_foreign(config: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """A warning of a caller's options that another class has, and not theirs; the model's own come along untold."""
     class_name = config.get("_class_name")
     if not isinstance(class_name, str) or class_name not in CLASSES:
         return  # an error soon
     own = CLASSES[class_name].OPTIONS.__dataclass_fields__
-    if foreign := [key for key in config if key in options.FOREIGN and key not in own]:
+    asked = [key for key in config if key in options.FOREIGN and key not in own]
+    if foreign := [key for key in asked if key not in base or quoted(config[key]) != quoted(base[key])]:
         logger.warning("%s has no %s: passed over, as other schedulers' options", class_name, ", ".join(foreign))
 
 

@@ -447,3 +447,13 @@ def test_configs_as_diffusers_saves_them(name: str, tmp_path: Path) -> None:
     (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler", "beta_start": -Infinity}')
     with pytest.raises(BundleError, match="-Infinity is not a JSON number"):
         schedulers.read_config(tmp_path / "scheduler_config.json")
+
+
+def test_what_is_told_of_other_schedulers_options(caplog: pytest.LogCaptureFixture) -> None:
+    """A caller's own are; the model's, which come along with a resolved config, are not."""
+    resolved = schedulers.resolve("PLMS", SD1)
+    assert "clip_sample" in resolved
+    schedulers.resolve(resolved, SD1)
+    assert not caplog.records
+    schedulers.resolve({**resolved, "clip_sample": True, "solver_order": 3}, SD1)
+    assert "PNDMScheduler has no clip_sample, solver_order: passed over" in caplog.text
