@@ -127,9 +127,10 @@ class _Run:
     """What one generation holds.
 
     size: (width, height) in pixels. shape: one picture's latents, (C, H/8, W/8). sampler: the scheduler's name. tokens:
-    token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). ticks,
-    sigmas, guided: of each step to come, the timestep as the network takes it, its noise level, and whether it is
-    guided. What comes after is as in Timings, and is filled on the way (load: by opening and release).
+    token ids by text encoder, by text (the negative prompts first; none for them where they are ``zeros``). begin: the
+    network call that comes first, not 0 in image to image. ticks, sigmas, guided: of each step to come, the timestep
+    as the network takes it, its noise level, and whether it is guided. What comes after is as in Timings, and is
+    filled on the way (load: by opening and release).
     """
 
     request: GenerationRequest
@@ -140,6 +141,7 @@ class _Run:
     sampler: str
     tokens: list[list[list[int]]]
     zeros: bool
+    begin: int
     ticks: list[Array]
     sigmas: list[float]
     guided: list[bool]
@@ -351,10 +353,11 @@ class Pipeline:
             config, request.num_inference_steps, timesteps=request.timesteps, sigmas=request.sigmas, eta=request.eta
         )
         self._check_time_ids(request)
-        sigmas = scheduler.sigmas[request.begin() * scheduler.order :].tolist()
+        begin = _first_call(request, scheduler)
+        sigmas = scheduler.sigmas[begin:].tolist()
         guided = [request.guided_at(sigma) for sigma in sigmas]
         self._check_profiles(request, size, set(guided))
-        ticks = self._ticks(request, scheduler, guided)
+        ticks = self._ticks(len(request.prompts), scheduler.timesteps[begin:].tolist(), guided)
         # The negative prompts first, as in diffusers; none without guidance.
         zeros = request.negative_prompt is None and self.bundle.manifest.no_negative_prompt == "zeros"
         negative = request.negative_prompts if request.guided and not zeros else ()
@@ -363,19 +366,18 @@ class Pipeline:
         tokens = self._text.tokenize(texts, clip_skip=request.clip_skip, truncate=request.truncate)
         tokenize = time.perf_counter() - started
         seeds, sampler = request.seeds(secrets.randbits(32)), schedulers.label(config)
-        return _Run(request, seeds, size, shape, scheduler, sampler, tokens, zeros, ticks, sigmas, guided, tokenize)
+        return _Run(
+            request, seeds, size, shape, scheduler, sampler, tokens, zeros, begin, ticks, sigmas, guided, tokenize
+        )
 
-    def _ticks(
-        self, request: GenerationRequest, scheduler: schedulers.Scheduler, guided: Sequence[bool]
-    ) -> list[Array]:
+    def _ticks(self, pictures: int, timesteps: Sequence[float], guided: Sequence[bool]) -> list[Array]:
         """The timesteps of a generation as the network takes them; InputError for one that it cannot take."""
         facts = self.bundle.manifest.denoiser
         inputs = widened(self.bundle.component(facts.component)).inputs
         clock = next((spec for spec in inputs if facts.inputs[spec.name] == ("timestep",)), None)
-        pictures, begin = len(request.prompts), request.begin() * scheduler.order
         return [
-            _timestep(float(timestep), clock, pictures * (1 + twice))
-            for timestep, twice in zip(scheduler.timesteps[begin:], guided, strict=True)
+            _timestep(timestep, clock, pictures * (1 + twice))
+            for timestep, twice in zip(timesteps, guided, strict=True)
         ]
 
     def _check_time_ids(self, request: GenerationRequest) -> None:
@@ -430,7 +432,7 @@ class Pipeline:
 
         generators = [GENERATORS[request.rng](seed) for seed in run.seeds]
         fresh = StepNoise(generators, run.seeds, run.shape, request.rng)
-        begin = request.begin() * scheduler.order  # in network calls
+        begin = run.begin
         if request.pictures:  # the encoder draws before the noise is drawn, as in diffusers
             x0 = self._encode(run, generators)
             latents = scheduler.add_noise(x0, self._first_noise(run, generators), begin)
@@ -621,6 +623,18 @@ def _time_ids(request: GenerationRequest, size: tuple[int, int]) -> Array:
     made = (size[1], size[0])
     sizes = (request.original_size or made, request.crops_coords_top_left, request.target_size or made)
     return np.array([[value for pair in sizes for value in pair]], np.float32)
+
+
+def _first_call(request: GenerationRequest, scheduler: schedulers.Scheduler) -> int:
+    """Where the loop begins. InputError where the scheduler has no call: it may make fewer steps than it is asked."""
+    begin, calls = request.begin() * scheduler.order, len(scheduler.timesteps)
+    if begin >= calls:
+        raise InputError(
+            f"strength {request.strength:g} leaves out {request.begin()} of {request.num_inference_steps} steps,"
+            f" and the scheduler's config makes {calls // scheduler.order} of them",
+            "raise the strength, or choose another scheduler",
+        )
+    return begin
 
 
 def _timestep(timestep: float, spec: TensorSpec | None, batch: int) -> Array:

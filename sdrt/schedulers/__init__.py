@@ -118,7 +118,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     "Uniform": {"timestep_spacing": "uniform"},
     "Simple": {"timestep_spacing": "simple"},
     "DDIM": {"timestep_spacing": "ddim_uniform"},
-    "KL Optimal": {"timestep_spacing": "kl_optimal", "final_sigmas_type": "sigma_min"},  # it ends there, not at 0
+    "KL Optimal": {"timestep_spacing": "kl_optimal", "final_sigmas_type": "sigma_min"},
     "Align Your Steps": {"timestep_spacing": "align_your_steps"},
     "Align Your Steps XL": {"timestep_spacing": "align_your_steps_xl"},
 }
@@ -138,7 +138,11 @@ def _named() -> dict[str, tuple[str, dict[str, Any]]]:
         kind = CLASSES[class_name].OPTIONS
         plain = {flag: False for flag in _FLAGS if options.accepts(kind, **{flag: False})}
         named[name] = (class_name, {**own, **plain})
-        for suffix, schedule in SUFFIXES.items():
+        needless: set[str] = set()
+        if issubclass(kind, levels.SigmaSchedule) and kind.ALWAYS_ENDS_AT_SIGMA_MIN:
+            needless = {"final_sigmas_type"}
+        for suffix, options_of in SUFFIXES.items():
+            schedule = {option: value for option, value in options_of.items() if option not in needless}
             if options.accepts(kind, **schedule) and not own.keys() & schedule.keys():
                 named[f"{name} {suffix}"] = (class_name, {**own, **plain, **schedule})
     return named
@@ -203,7 +207,11 @@ def _tell_of_foreign(config: Mapping[str, Any], base: Mapping[str, Any]) -> None
     class_name = config.get("_class_name")
     if not isinstance(class_name, str) or class_name not in CLASSES:
         return  # an error soon
-    own = CLASSES[class_name].OPTIONS.__dataclass_fields__
+    solver = CLASSES[class_name]
+    own = solver.OPTIONS.__dataclass_fields__.keys() - solver.ABOUT.unused
+    spacing = config.get("timestep_spacing")
+    if isinstance(spacing, str) and spacing in levels.OURS:
+        own |= {"timestep_spacing"}
     asked = [key for key in config if key in options.FOREIGN and key not in own]
     if foreign := [key for key in asked if key not in base or quoted(config[key]) != quoted(base[key])]:
         logger.warning("%s has no %s: passed over, as other schedulers' options", class_name, ", ".join(foreign))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class DEISOptions(multistep.MultistepOptions):
 
     algorithm_type: Literal["deis", "dpmsolver", "dpmsolver++"] = "deis"
     solver_type: Literal["logrho", "midpoint", "heun", "bh1", "bh2"] = "logrho"
+
+    ALWAYS_ENDS_AT_SIGMA_MIN: ClassVar[bool] = True
 
 
 class DEISMultistep(multistep.Preserving):

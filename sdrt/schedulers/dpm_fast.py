@@ -31,7 +31,7 @@ class DPMSolverFast(levels.Exploding):
     ABOUT = tables.About(
         "DPMSolverFastScheduler", "third order in equal steps of log σ, with fresh noise (not in diffusers)",
         "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", "2206.00927",
-        frozenset({"eta"}),
+        frozenset({"eta"}), unused=frozenset({"timestep_spacing", "steps_offset"}),
     )  # fmt: skip
     OPTIONS = DPMSolverFastOptions
     order = 1
@@ -42,6 +42,7 @@ class DPMSolverFast(levels.Exploding):
         training = tables.training_sigmas(tables.alphas_cumprod(o))
         orders = _orders(plan.steps)
         ends = np.geomspace(float(training[-1]), float(training[0]), len(orders) + 1)
+        levels.check_falling(ends, self.ABOUT.diffusers, o.num_train_timesteps)
         down, _ = down_and_up(ends[:-1], ends[1:], 1.0 if plan.eta is None else plan.eta)
         down = np.maximum(down, ends[-1])
         up = np.sqrt(np.maximum(ends[1:] ** 2 - down**2, 0))

@@ -36,7 +36,7 @@ class DPMSolverSinglestep(multistep.Preserving):
     ABOUT = tables.About(
         "DPMSolverSinglestepScheduler", "orders 1 to 3 by turns, each from fresh; for strong guidance",
         "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095",
-        frozenset({"timesteps"}),
+        frozenset({"timesteps"}), unused=frozenset({"timestep_spacing", "steps_offset"}),
     )  # fmt: skip
     OPTIONS = SinglestepOptions
 
@@ -44,7 +44,7 @@ class DPMSolverSinglestep(multistep.Preserving):
         name = self.ABOUT.diffusers
         spacing = config.get("timestep_spacing", "")
         theirs = isinstance(spacing, str) and spacing not in levels.OURS
-        passed = ("timestep_spacing", "steps_offset") if theirs else ()
+        passed = self.ABOUT.unused if theirs else ()
         o = multistep.read(self.OPTIONS, {k: v for k, v in config.items() if k not in passed}, name)
         multistep.check(o, plan, name)
         algorithm = "dpmsolver++" if o.algorithm_type == "deis" else o.algorithm_type  # as diffusers takes it

@@ -83,5 +83,6 @@ class DPMSolverSDE(levels.Halved):
 
 
 def rounded(function: np.ufunc, value: Any) -> Any:
-    """log, exp or expm1 in float32, correctly rounded, as numpy's own are not."""
-    return np.float32(function(np.float64(value)))
+    """log, exp or expm1 in float32, correctly rounded, as numpy's own are not. log(0) is -∞: no noise is left."""
+    with np.errstate(divide="ignore"):
+        return np.float32(function(np.float64(value)))

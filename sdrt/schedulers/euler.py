@@ -64,6 +64,8 @@ class Euler(levels.Exploding):
         """Sigmas that a caller set, the last one included: steps + 1 of them."""
         if sigmas[-1] != 0 or len(sigmas) < 2:
             raise InputError(f"sigmas end at {sigmas[-1]:g}", "append 0, where the last step ends")
+        if chosen := levels.schedules(o):
+            raise InputError(f"{self.ABOUT.diffusers}: sigmas are given, and {chosen[0]} sets them too", "give up one")
         levels.check_steps(len(sigmas) - 1, o)
         logs = np.log(tables.training_sigmas(tables.alphas_cumprod(o)))
         return levels.sigma_to_t(sigmas[:-1].astype(np.float32).astype(np.float64), logs), sigmas

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,17 @@ class SigmaSchedule(TrainingSchedule):
     use_exponential_sigmas: bool | None = False
     use_beta_sigmas: bool | None = False
 
+    ALWAYS_ENDS_AT_SIGMA_MIN: ClassVar[bool] = False
+    """Whether the solver's last step ends at the training schedule's smallest σ, with no option that says where."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        ends_low = self.ALWAYS_ENDS_AT_SIGMA_MIN or getattr(self, "final_sigmas_type", "zero") == "sigma_min"
+        if self.timestep_spacing == "kl_optimal" and not ends_low:
+            raise InputError(
+                "timestep_spacing 'kl_optimal' ends at the smallest sigma, and these options at 0",
+                "set final_sigmas_type to 'sigma_min', or choose a scheduler that has it",
+            )
         if schedules(self) != ["use_karras_sigmas", "use_flow_sigmas"]:
             check_one(self)
 
@@ -343,7 +352,9 @@ def preserving(
     logs = np.log(training)
     timesteps = _given(plan, o, name)
     last = n - int(np.searchsorted(-logs[::-1], lambda_min))
-    own = own_sigmas(o.timestep_spacing, plan.steps, training)
+    own = own_sigmas(o.timestep_spacing, plan.steps, training[:last])
+    if own is not None and last < n and own[0] > 1.000001 * training[last - 1]:
+        raise InputError(f"{name}: timestep_spacing {o.timestep_spacing!r} begins above what lambda_min_clipped leaves")
     if timesteps is not None:
         timesteps = whole(timesteps)
     elif own is not None:

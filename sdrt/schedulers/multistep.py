@@ -90,6 +90,8 @@ class Noise32:
     def __init__(self, sigmas: levels.Floats, last: float, flow: bool) -> None:
         self.sigma = np.append(sigmas, last).astype(np.float32)
         one = np.float32(1)
+        if flow and not self.sigma.max() < 1:
+            raise InputError(f"a flow's noise level is {self.sigma.max():g}, expected less than 1", "use other betas")
         self.alpha = one - self.sigma if flow else one / np.sqrt(self.sigma**2 + one)
         self.s = self.sigma if flow else self.sigma * self.alpha
         self.lam = np.array([log(a) - log(s) for a, s in zip(self.alpha, self.s, strict=True)], np.float32)

@@ -16,7 +16,8 @@ from sdrt.schedulers import levels, options, tables
 from sdrt.schedulers.tables import Array, Noise, Plan
 
 LOW, HIGH = 0.1, 2.0
-"""σ where a round ends and begins, near enough."""
+"""σ where a round ends and begins: the levels nearest to these. Above 0, where A1111 turns back at 0 if that is nearer:
+in 20 to 24 steps of a schedule whose last level is above 0.2."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class RestartOptions(levels.SigmaSchedule):
 
 
 class Restart(levels.Exploding):
-    """A class of ours in diffusers' manner: two network calls a step, but one where it ends without noise.
+    """A class of ours in diffusers' manner: two network calls a step, but one at the last.
 
     From 20 steps on, Karras sigmas between the ends of the schedule that the options name; below there is no restart.
     """
@@ -43,32 +44,27 @@ class Restart(levels.Exploding):
         o = options.read(self.OPTIONS, config, self.ABOUT.diffusers)
         made = levels.exploding(o, plan, self.ABOUT.diffusers)
         self._from, self._to = _steps(made.sigmas)
-        # Each step's first call, and its second one where the step does not end at 0.
-        self._calls = [
-            (k, second) for k, to in enumerate(self._to) for second in ((False, True) if to > 0 else (False,))
-        ]
-        sigmas = np.array([(self._to if second else self._from)[k] for k, second in self._calls])
-        self._sigmas = sigmas.astype(np.float32)
-        self.timesteps = levels.sigma_to_t(sigmas, np.log(made.training)).astype(np.float32)
+        calls = np.stack([self._from, self._to], axis=1).ravel()[:-1]
+        self._sigmas = calls.astype(np.float32)
+        self.timesteps = levels.sigma_to_t(calls, np.log(made.training)).astype(np.float32)
         self.init_sigma = levels.start_sigma(self._sigmas, o.timestep_spacing)
         self._kind = o.prediction_type
         self._begun: tuple[Array, Array] | None = None  # latents and slope where the step began
 
     def step(self, x: Array, pred: Array, i: int, noise: Noise) -> tuple[Array, Array]:
-        k, second = self._calls[i]
+        k = i // 2
         length = float(self._to[k] - self._from[k])
         x0 = tables.denoised(pred, x, self._sigmas[i], self._kind)
         slope = (x - x0) / self._sigmas[i]
-        moved = x  # image to image begins at a second call: it is there already
-        if not second:
+        if i % 2 == 0:
             self._begun = x, slope
-            moved = x + length * slope
-        elif self._begun is not None:
-            start, first = self._begun
-            moved = start + length * (first + slope) / 2
-        ends = second or self._to[k] == 0
-        if ends and k + 1 < len(self._from) and (low := float(self._to[k])) < (high := float(self._from[k + 1])):
-            moved = moved + ((high - low) * (high + low)) ** 0.5 * noise()
+            return x + length * slope, x0
+        assert self._begun is not None
+        start, first = self._begun
+        moved: Array = start + length * (first + slope) / 2
+        low, high = float(self._to[k]), float(self._from[k + 1])
+        if high > low:
+            moved += ((high - low) * (high + low)) ** 0.5 * noise()
         return moved, x0
 
 
@@ -79,9 +75,9 @@ def _steps(sigmas: levels.Floats) -> tuple[levels.Floats, levels.Floats]:
         return sigmas, np.append(sigmas[1:], 0.0)
     rounds, of_round = (2, count // 4) if count >= 36 else (1, 9)
     main = levels.karras(float(sigmas[-1]), float(sigmas[0]), count - rounds * of_round)
-    main = np.append(main, 0.0)
-    low, high = (int(np.abs(main - level).argmin()) for level in (LOW, HIGH))  # low is the end, 0, where that is nearer
+    low, high = (int(np.abs(main - level).argmin()) for level in (LOW, HIGH))
     again = levels.karras(float(main[low]), float(main[high]), of_round + 1)
-    begin = np.concatenate([main[:low], *[again[:-1]] * rounds, main[low:-1]])
-    end = np.concatenate([main[1 : low + 1], *[again[1:]] * rounds, main[low + 1 :]])
+    rounds = rounds if high < low else 0
+    begin = np.concatenate([main[:low], *[again[:-1]] * rounds, main[low:]])
+    end = np.concatenate([main[1 : low + 1], *[again[1:]] * rounds, main[low + 1 :], [0.0]])
     return begin, end

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class SAOptions(multistep.ClippedOptions):
     corrector_order: int = 2
     tau_func: None = None  # in diffusers a function of the timestep, which no config can hold
     algorithm_type: Literal["data_prediction", "noise_prediction"] = "data_prediction"
+
+    ALWAYS_ENDS_AT_SIGMA_MIN: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -91,6 +91,8 @@ class About:
     """Which of "timesteps", "sigmas" and "eta" a caller may give; as diffusers' ``set_timesteps`` and ``step``."""
     extra: frozenset[str] = frozenset()
     """Options that diffusers' class has not: passed over, as it does, in a model's own config."""
+    unused: frozenset[str] = frozenset()
+    """Options that are inherited and change nothing, as diffusers' class has them not either."""
 
 
 @dataclass(frozen=True)

@@ -33,23 +33,6 @@ SCHEDULERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    with Pipeline.from_pretrained("demo") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = diffusers.StableDiffusionPipeline.from_pretrained(
-            CHECKPOINT, torch_dtype=torch.float32, safety_checker=None
-        )
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
 # -- the bundle ----------------------------------------------------------------------------------------------------------
 
 
@@ -64,19 +47,19 @@ def test_it_is_whole_and_made_of_the_checkpoint_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_pictures_equal_diffusers(pipe: Pipeline, theirs: Any, name: str) -> None:
+def test_pictures_equal_diffusers(demo_pipe: Pipeline, demo_diffusers: Any, name: str) -> None:
     """20 steps, trained weights rounded to float16, computed in float32. The bar is 80 dB."""
     class_name, options = SCHEDULERS[name]
-    config = {**pipe.scheduler_config, **options, "_class_name": class_name}
-    theirs.scheduler = getattr(diffusers, class_name).from_config(config)
+    config = {**demo_pipe.scheduler_config, **options, "_class_name": class_name}
+    demo_diffusers.scheduler = getattr(diffusers, class_name).from_config(config)
     prompts, negative = list(demo.PROMPTS[2:5]), "red"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = theirs(
+        expected = demo_diffusers(
             prompts, negative_prompt=[negative] * 3, num_inference_steps=20, guidance_scale=4.0, output_type="np",
             generator=[torch.Generator().manual_seed(5 + i) for i in range(3)],
         ).images  # fmt: skip
-    got = pipe(
+    got = demo_pipe(
         prompts, negative_prompt=negative, num_inference_steps=20, guidance_scale=4.0, output_type="np", seed=5,
         scheduler=name,
     ).images  # fmt: skip
@@ -104,9 +87,9 @@ def test_the_command_line_shows_what_was_asked_for(cli: Cli, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_shows_what_was_asked_for(pipe: Pipeline, name: str) -> None:
+def test_every_scheduler_shows_what_was_asked_for(demo_pipe: Pipeline, name: str) -> None:
     """Equal to diffusers is not enough: both may read a config that leaves a scheduler to defaults made for pixels."""
-    made = pipe("a large red star on a white background", num_inference_steps=20, seed=1, scheduler=name)
+    made = demo_pipe("a large red star on a white background", num_inference_steps=20, seed=1, scheduler=name)
     assert shows_a_large_red_star(made.images[0])
 
 

@@ -327,3 +327,23 @@ def test_steps_of_sdxl_do_not_drift(models: Callable[[str], Model]) -> None:
         expected = pictures(theirs, config, 3, **arguments)
         got = pipe(**arguments, seed=3, scheduler="DDIM", output_type="np").images
     assert psnr(expected, got, 1.0) >= 90
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.25, 0.45, 1.0])
+@pytest.mark.parametrize("name", ["Restart", "Restart SGM Uniform", "DPM fast"])
+def test_samplers_of_a1111_alone_begin_where_their_step_is(pipe: Pipeline, name: str, strength: float) -> None:
+    """Two calls a step, but the last one's."""
+    common: dict[str, Any] = {"image": photo(64, 64), "seed": 1, "num_inference_steps": 20, "scheduler": name}
+    left_out = 20 - int(20 * strength)
+    made = pipe("a red star", strength=strength, **common)
+    calls = 20 if name == "DPM fast" else 39
+    assert len(made.timings.steps) == calls - left_out * (1 if name == "DPM fast" else 2)
+
+
+def test_a_config_that_makes_fewer_steps_than_are_left_out(pipe: Pipeline) -> None:
+    config = {
+        "_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": 0.0,
+        "timestep_spacing": "trailing", "prediction_type": "v_prediction",
+    }  # fmt: skip
+    with pytest.raises(sdrt.InputError, match=r"strength 0.3 leaves out 14 of 20 steps, and .* makes \d+ of them"):
+        pipe("a red star", image=photo(64, 64), strength=0.3, num_inference_steps=20, scheduler=config)

@@ -113,6 +113,41 @@ def test_kl_optimal(sampler: str, steps: int) -> None:
         assert moved.item() == pytest.approx(float(ends[1].tan()) - made.sigmas[-1], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Euler", "Heun", "LMS", "Euler a", "DPM++ 2M", "UniPC", "Restart"])
+def test_kl_optimal_does_not_end_at_0(name: str) -> None:
+    """Another schedule than its paper's then, which no name asks for."""
+    with pytest.raises(InputError, match="'kl_optimal' ends at the smallest sigma, and these options at 0"):
+        schedulers.make({**schedulers.resolve(name, SD1), "timestep_spacing": "kl_optimal"}, 8)
+    for always in ("DEIS", "SA-Solver"):
+        assert f"{always} KL Optimal" in schedulers.A1111
+        made = schedulers.make(schedulers.resolve(f"{always} KL Optimal", SD1), 8)
+        levels_of: Any = made
+        assert levels_of._levels.sigma[-1] == pytest.approx(0.029167, rel=1e-4)
+
+
+def test_what_lambda_min_clipped_leaves() -> None:
+    """Spacings of ours begin where diffusers' do."""
+    config = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "lambda_min_clipped": -5.1,
+    }
+    wanted = schedulers.make({**config, "timestep_spacing": "linspace"}, 20).sigmas[0]
+    for spacing in ("sgm_uniform", "uniform", "simple"):
+        assert schedulers.make({**config, "timestep_spacing": spacing}, 20).sigmas[0] == pytest.approx(wanted, rel=1e-6)
+    with pytest.raises(InputError, match="'ays' begins above what lambda_min_clipped leaves"):
+        schedulers.make({**config, "timestep_spacing": "ays", "lambda_min_clipped": -1.0}, 20)
+
+
+def test_levels_of_a_flow_below_1() -> None:
+    config = {
+        "_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 100, "trained_betas": [0.6] + [0.1] * 99,
+        "use_flow_sigmas": True, "final_sigmas_type": "sigma_min", "prediction_type": "flow_prediction",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"a flow's noise level is 1\.2"):
+        schedulers.make(config, 5)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 5, 20, 50, 111])
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "Heun"])
 def test_strides_of_ddim(sampler: str, steps: int) -> None:
@@ -268,6 +303,11 @@ def test_about(name: str) -> None:
         ({"_class_name": "DPMSolverMultistepScheduler", "timesteps": [5.5, 1]}, "must be whole numbers"),
         ({"use_karras_sigmas": True, "timesteps": [5, 1]}, "use_karras_sigmas sets them too"),
         ({"timestep_spacing": "ays", "timesteps": [5, 1]}, "'ays' sets them too"),
+        (
+            {"use_karras_sigmas": True, "sigmas": [5.0, 1.0, 0.0]},
+            "sigmas are given, and use_karras_sigmas sets them too",
+        ),
+        ({"timestep_spacing": "ddim_uniform", "sigmas": [5.0, 1.0, 0.0]}, "sigmas are given, and timestep_spacing"),
     ],
     ids=lambda value: quoted(value, 40),
 )

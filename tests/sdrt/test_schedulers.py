@@ -457,3 +457,8 @@ def test_what_is_told_of_other_schedulers_options(caplog: pytest.LogCaptureFixtu
     assert not caplog.records
     schedulers.resolve({**resolved, "clip_sample": True, "solver_order": 3}, SD1)
     assert "PNDMScheduler has no clip_sample, solver_order: passed over" in caplog.text
+    schedulers.resolve({**SD1, "_class_name": "DPMSolverFastScheduler", "timestep_spacing": "trailing"}, SD1)
+    assert "DPMSolverFastScheduler has no timestep_spacing: passed over" in caplog.text
+    caplog.clear()
+    schedulers.resolve(schedulers.resolve("DPM++ 2S Simple", SD1), SD1)
+    assert not caplog.records

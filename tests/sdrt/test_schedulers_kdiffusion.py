@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sdrt import Pipeline, demo, schedulers
+from sdrt.errors import InputError
 from sdrt.metrics import psnr
 
 SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -79,7 +80,7 @@ def restart(x: np.ndarray, levels: np.ndarray, eta: float, draw: Draw) -> Walk:
     if steps >= 20:
         rounds, of_round = (2, steps // 4) if steps >= 36 else (1, 9)
         sigmas = np.append(karras(steps - of_round * rounds, sigmas[-2], sigmas[0]), 0.0)
-        low, high = np.abs(sigmas - 0.1).argmin(), np.abs(sigmas - 2).argmin()
+        low, high = np.abs(sigmas[:-1] - 0.1).argmin(), np.abs(sigmas - 2).argmin()  # not at 0, as theirs may
         again = list(itertools.pairwise(karras(of_round + 1, sigmas[low], sigmas[high])))
         pairs = list(itertools.pairwise(sigmas))
         pairs = pairs[:low] + again * rounds + pairs[low:]
@@ -100,7 +101,7 @@ def restart(x: np.ndarray, levels: np.ndarray, eta: float, draw: Draw) -> Walk:
 FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray, float, Draw], Walk]] = {"DPM fast": dpm_fast, "Restart": restart}
 CASES = [
     *(("DPM fast", steps, eta, "linspace") for steps in (1, 2, 3, 4, 5, 6, 19, 20, 50) for eta in (None, 0.0, 0.4)),
-    # Not 2 to 4: Heun's slopes make much of float32's roundings. In 20 trailing steps the end, 0, is where it turns back.
+    # Not 2 to 4: Heun's slopes make much of float32's roundings. In 20 trailing steps it turns back at the last level.
     *(
         ("Restart", steps, None, spacing)
         for steps in (1, 5, 19, 20, 35, 36, 50)
@@ -157,12 +158,14 @@ def relative(expected: np.ndarray, got: np.ndarray) -> float:
     return float(np.abs(expected - got).max() / np.abs(expected).max())
 
 
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 @pytest.mark.parametrize(
     ("name", "begin"), [("DPM fast", 7), ("DPM fast", 8), ("DPM fast", 9), ("Restart", 10), ("Restart", 19)]
 )
-def test_image_to_image_begins_anywhere(name: str, begin: int) -> None:
+def test_image_to_image_begins_anywhere(name: str, begin: int, spacing: str) -> None:
     """With ε known and always the same, every sampler leads to x0 and what noise its end has."""
-    solver = schedulers.make(schedulers.resolve(name, SD1), 20, **({"eta": 0.0} if name == "DPM fast" else {}))
+    config = schedulers.resolve(name, SD1 | {"timestep_spacing": spacing})
+    solver = schedulers.make(config, 20, **({"eta": 0.0} if name == "DPM fast" else {}))
     x0, epsilon = np.random.default_rng(0).standard_normal((2, 2, 4, 8, 8)).astype(np.float32)
     begin *= solver.order
     x = solver.add_noise(x0, epsilon, begin)
@@ -223,3 +226,27 @@ def test_pictures_equal_the_formulas_in_diffusers_pipeline(
         ).images
     got = demo_pipe(demo.PROMPTS[2], negative_prompt="red", seed=5, scheduler=name, **common).images
     assert psnr(expected, got, 1.0) >= 80
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_train_timesteps": 20, "trained_betas": [0.96] + [0.3] * 19},
+        {"num_train_timesteps": 20, "beta_start": 0.95, "beta_end": 0.95},
+        {"beta_start": 1e-6, "beta_end": 1e-6},
+    ],
+    ids=str,
+)
+def test_no_restart_without_a_level_to_turn_back_to(config: dict[str, Any]) -> None:
+    solver = schedulers.make({**config, "_class_name": "RestartScheduler"}, 20)
+    assert len(solver.timesteps) == 2 * 11 - 1
+    x = np.zeros((2, 4, 8, 8), np.float32)
+    for i in range(len(solver.timesteps)):
+        x, _ = solver.step(x, np.ones_like(x), i, noise(1))  # type: ignore[arg-type]
+    assert np.isfinite(x).all()
+
+
+def test_dpm_fast_between_equal_levels_is_refused() -> None:
+    config = {"num_train_timesteps": 4, "trained_betas": [1 - 2**-24, 0.5, 0.5, 0.5], "rescale_betas_zero_snr": True}
+    with pytest.raises(InputError, match="two would have the same noise"):
+        schedulers.make({**config, "_class_name": "DPMSolverFastScheduler", "prediction_type": "v_prediction"}, 4)
