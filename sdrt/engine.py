@@ -242,6 +242,8 @@ def _parse_option(kind: Any, text: str, what: str) -> Any:
         raise InputError(f"{what}: expected {', '.join(typing.get_args(kind))}, got {text!r}")
     try:
         return kind(text)
+    except InputError:  # a ValueError too: a kind of an engine's own says what it wants
+        raise
     except ValueError:
         raise InputError(f"{what}: expected {kind.__name__}, got {text!r}") from None
 

@@ -125,8 +125,11 @@ TAKES = {
     },
     "DmlExecutionProvider": {"device_id"},
     "OpenVINOExecutionProvider": {"device_type"},
+    "QNNExecutionProvider": {"backend_type"},
     "CoreMLExecutionProvider": {"ModelFormat"},
 }  # fmt: skip
+TELLS = {CUDA, "CoreMLExecutionProvider"}
+"""Providers whose sessions tell the options that they took (onnxruntime-openvino 1.24.1 and -qnn 2.7.0 were asked)."""
 
 
 class Runtime:
@@ -149,6 +152,7 @@ class Runtime:
         self.asked = asked
         self.sessions: list[FakeSession] = []
         self.preloaded = 0
+        self.plugins: list[str] = []
         self.__version__ = onnxruntime.__version__
         self.GraphOptimizationLevel, self.OrtValue = onnxruntime.GraphOptimizationLevel, onnxruntime.OrtValue
         self.SessionOptions, self.RunOptions = _recording(onnxruntime.SessionOptions), onnxruntime.RunOptions
@@ -160,9 +164,14 @@ class Runtime:
         self.preloaded += 1
         print("Failed to load libcublasLt.so.13" if not self.loads else "", end="")
 
-    def InferenceSession(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> Any:
+    def get_ep_devices(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=name) for name in self.plugins]
+
+    def InferenceSession(self, path: str, settings: Any, providers: Any = (), enable_fallback: int = 1) -> Any:
         assert enable_fallback == 0
-        session = FakeSession(self, path, settings, *providers[0])
+        # By a plugin's name there would be a session on the CPU.
+        named = [pair for pair in providers if pair[0] not in self.plugins] or [settings.plugged or (CPU, {})]
+        session = FakeSession(self, path, settings, *named[0])
         self.sessions.append(session)
         return session
 
@@ -174,6 +183,10 @@ def _recording(base: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.dims: dict[str, int] = {}
+            self.plugged: tuple[str, dict[str, str]] | None = None
+
+        def add_provider_for_devices(self, devices: Any, options: dict[str, str]) -> None:
+            self.plugged = (devices[0].ep_name, options)
 
         def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
             self.dims[name] = size
@@ -218,7 +231,7 @@ class FakeSession:
         return [self.provider, CPU] if self.runtime.loads else [CPU]
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
-        return {self.provider: self.options, CPU: {}}
+        return {self.provider: self.options if self.provider in TELLS else {}, CPU: {}}
 
     def get_provider_graph_assignment_info(self) -> Any:
         assert self._entry("session.record_ep_graph_assignment_info") == "1"

@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike
 from sdrt.engine import Array
 from sdrt.errors import DeviceError, EngineUnavailable
 
-INSTALL = "pip install 'sdrt[tensorrt]' installs cuda-bindings; the GPU's driver comes from NVIDIA"
+INSTALL = "pip install cuda-bindings (sdrt[ort-gpu] and sdrt[tensorrt] bring it); the GPU's driver comes from NVIDIA"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """ONNX Runtime, on the CPU or with a provider of its: NVIDIA's, AMD's, Apple's, Qualcomm's, DirectML, OpenVINO.
 
-Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU, or rewritten for GPUs (target cuda).
+Opens ONNX bundles directly; ``build`` saves the graph optimised once, for any CPU, or rewritten for a provider: a
+target that is called as its devices are.
 
 In fp16, int8 and w8 the graph is saved as the passes leave it: ONNX Runtime would save its weights in float32 again.
 On x86 it has few float16 kernels: fp16 is computed in float32 there, rounded in between, and no faster. In int8, matrix
@@ -38,6 +39,7 @@ from sdrt_engines.graph.cuda_kernels import argmax_in_float, without_kernel
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.graph.fused import fuse, left_over, save_plain
 from sdrt_engines.graph.group_norm import group_norm_as_instance_norm
+from sdrt_engines.graph.opset20 import as_opset20, name_scales
 from sdrt_engines.graph.precision import reduce
 from sdrt_engines.graph.shapes import fixed_dims, profiles, usual_shapes
 from sdrt_engines.graph.storage import float32_graph
@@ -49,6 +51,7 @@ from sdrt_engines.onnxruntime_providers import (
     CUDA,
     NO_FALLBACK,
     NO_PAIRS,
+    PROVIDERS,
     RECORD,
     Chosen,
     Pairs,
@@ -65,8 +68,8 @@ logger = logging.getLogger("sdrt")
 OPENS = (ONNX, "onnxruntime")
 INSTALL = "pip install 'sdrt[ort]'"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
-TARGETS = ("any", "cuda")
-CUDA_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+TARGETS = ("any", *PROVIDERS)
+PROVIDER_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 MEASURES: tuple[Precision, ...] = ("fp16", "int8")
 CACHES = False
 CHECKS_ON = None
@@ -185,11 +188,14 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         raise BuildError(
             f"{name}: onnxruntime builds for {' and '.join(TARGETS)}, asked for target {options.target}", "leave it out"
         )
-    if options.target == "cuda" and options.precision not in CUDA_PRECISIONS:
-        kinds = ", ".join(CUDA_PRECISIONS)
+    if options.target in PROVIDERS and options.precision not in PROVIDER_PRECISIONS:
+        kinds = ", ".join(PROVIDER_PRECISIONS)
         raise BuildError(
-            f"{name}: for cuda onnxruntime builds {kinds}; asked for {options.precision}", "choose one of them"
+            f"{name}: for {options.target} onnxruntime builds {kinds}; asked for {options.precision}",
+            "choose one of them",
         )
+    if options.target in PROVIDERS and own.winograd == "all":
+        raise BuildError(f"{name}: winograd is for the cpu, the target is {options.target}", "leave it out")
     if own.fusions != "none" and options.target != "cuda":
         raise BuildError(f"{name}: fusions are for cuda, the target is {options.target or 'any'}", "--target cuda")
     folder = out / name
@@ -203,6 +209,8 @@ def build(source: Bundle, name: str, out: Path, options: BuildOptions) -> Artifa
         held = Weights(model, weights)
         if options.target == "cuda":
             facts = _build_for_cuda(source, name, model, held, weights, folder, own, options)
+        elif options.target in PROVIDERS:
+            facts = _build_for_older(source, name, model, held, weights, folder, options)
         elif options.precision == "fp32":
             facts = winograd(model, held, own.winograd, usual_shapes(source, component, options))
             if facts:
@@ -258,6 +266,20 @@ def _build_for_cuda(
     if plain is not None and facts["fusions"]:
         fix_dims(plain, dims)
         save_plain(plain, model, vectors, out)
+    return facts
+
+
+def _build_for_older(
+    source: Bundle, name: str, model: Any, held: Weights, weights: Path, folder: Path, options: BuildOptions
+) -> dict[str, Any]:  # fmt: skip
+    """Save the graph in opset 20, for providers that know no newer one; the facts of how it was made."""
+    component = source.component(name)
+    name_scales(model, shapes(model, usual_shapes(source, component, options)))
+    facts = {} if options.precision == "fp32" else reduce(model, held, weights, source, component, options)
+    argmax_in_float(model)
+    facts["rewritten"] = as_opset20(model)
+    fix_dims(model, fixed_dims(component, options))
+    held.save(model, folder, lambda done: options.report("write", 0.9 + 0.1 * done))
     return facts
 
 
@@ -383,6 +405,9 @@ def _session(
     entry = next((file for file in files if file.name == fused.PLAIN and provider == CPU), files[0])
     try:
         # enable_fallback: a provider that fails would be replaced by the CPU, and a message printed.
+        if plugged := [d for d in library.get_ep_devices() if d.ep_name == provider]:  # a plugin has no provider's name
+            settings.add_provider_for_devices(plugged, dict(asked))
+            return library.InferenceSession(str(entry), settings, enable_fallback=0)
         return library.InferenceSession(str(entry), settings, [(provider, dict(asked))], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
         said = str(error)
@@ -392,11 +417,18 @@ def _session(
                 "correct it, or leave it out of -O provider=",
             ) from error
         if "assigned to the default CPU EP" in said or "have not been partitioned" in said:
+            missing = "" if provider == CUDA else ", or could not be made here, which its own messages say"
             raise DeviceError(
-                f"{name}: {provider} has no kernels for all of the graph", _fix(provider, asked)
+                f"{name}: {provider} has no kernels for all of the graph{missing}", _fix(provider, asked)
             ) from error
         if provider != CPU and "CUDA failure" in said:
             raise DeviceError(f"{name}: {provider} cannot be used: {said}", "sdrt doctor lists devices") from error
+        if provider != CPU and ("shared object" in said or "LoadLibrary" in said or "Failed to load library" in said):
+            raise DeviceError(
+                f"{name}: {provider} cannot be loaded: {said}", "is the driver, or the vendor's library, installed?"
+            ) from error
+        if provider not in (CPU, CUDA):
+            raise DeviceError(f"{name}: {provider} cannot load the graph: {said}", _fix(provider, asked)) from error
         raise BundleError(
             f"{name}: onnxruntime {library.__version__} cannot load {entry.name}: {error}",
             f"sdrt verify {bundle.root} tells whether the files are damaged",
@@ -407,7 +439,9 @@ def _fix(provider: str, asked: Mapping[str, str]) -> str:
     least = "-O fallback=true runs the rest on the CPU"
     if asked.get("prefer_nhwc") == "1":
         return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target cuda -O fusions=all; no nhwc=true; or {least}"
-    return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target cuda; or {least}" if provider == CUDA else least
+    word = next(word for word, known in PROVIDERS.items() if known.name == provider)
+    sizes = "" if provider == CUDA else " --shape WxH --batch N"  # of free sizes, arithmetic on sizes is left
+    return f"sdrt build ONNX_BUNDLE OUT --engine onnxruntime --target {word}{sizes}; or {least}"
 
 
 def _checked(

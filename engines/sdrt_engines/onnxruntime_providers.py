@@ -36,7 +36,8 @@ class Provider:
     package: the wheel that brings it; systems: where there is one. choice: the provider's option that the word after
     the colon is the value of, ``default`` the value where there is none (None: it must be given), ``choices`` what it
     may be. plugin: the module of a wheel that is installed beside onnxruntime, and whose library is registered with it;
-    other wheels take onnxruntime's place. options: set unless ``-O provider=`` says otherwise.
+    other wheels take onnxruntime's place. options: set unless ``-O provider=`` says otherwise. told: whether a session
+    tells the options that the provider took.
     """
 
     name: str
@@ -46,23 +47,24 @@ class Provider:
     default: str | None = ""
     choices: tuple[str, ...] = ()
     plugin: str = ""
+    told: bool = True
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 PROVIDERS: Mapping[str, Provider] = {
     "cuda": Provider(CUDA, "onnxruntime-gpu", "Linux and Windows, x86-64", "device_id", "0"),
-    "dml": Provider("DmlExecutionProvider", "onnxruntime-directml", "Windows", "device_id", "0"),
+    "dml": Provider("DmlExecutionProvider", "onnxruntime-directml", "Windows", "device_id", "0", told=False),
     "coreml": Provider(
         "CoreMLExecutionProvider", "onnxruntime", "macOS", options=MappingProxyType({"ModelFormat": "MLProgram"})
     ),
     "openvino": Provider(
         "OpenVINOExecutionProvider", "onnxruntime-openvino", "Linux and Windows, x86-64", "device_type", None,
-        ("cpu", "gpu", "npu"),
+        ("cpu", "gpu", "npu"), told=False,
     ),
     "migraphx": Provider("MIGraphXExecutionProvider", "onnxruntime-migraphx", "Linux, AMD GPUs", "device_id", "0"),
     "qnn": Provider(
         "QNNExecutionProvider", "onnxruntime-qnn", "Windows and Linux on Snapdragon", "backend_type", "htp",
-        ("htp", "gpu", "cpu"), "onnxruntime_qnn",
+        ("htp", "gpu", "cpu"), "onnxruntime_qnn", told=False,
     ),
 }  # fmt: skip
 """By the first word of a device's name. ROCm's own provider is no more in ONNX Runtime 1.31: ``migraphx`` is AMD's."""
@@ -121,7 +123,10 @@ def choose(library: Any, device: str) -> Chosen | None:
         )
     if provider.name == CUDA:
         _check_gpu(device, int(value or 0))
-    return Chosen(device, provider, {provider.choice: value or ""} if provider.choice else {})
+    options = {provider.choice: value or ""} if provider.choice else {}
+    if word == "openvino":  # it takes no node for "cpu", all of them for "CPU"
+        options = {key: said.upper() for key, said in options.items()}
+    return Chosen(device, provider, options)
 
 
 def _held(library: Any) -> list[str]:
@@ -140,8 +145,9 @@ def _held(library: Any) -> list[str]:
 def _advice(provider: Provider) -> str:
     if provider.package == "onnxruntime" or provider.plugin:
         return f"pip install {provider.package} brings it ({provider.systems})"
+    package = "'sdrt[ort-gpu]'" if provider.name == CUDA else provider.package  # with CUDA's libraries
     return (
-        f"pip uninstall onnxruntime, then pip install {provider.package}, which takes its place ({provider.systems});"
+        f"pip uninstall onnxruntime, then pip install {package}, which takes its place ({provider.systems});"
         " the two cannot be installed together"
     )
 
@@ -172,7 +178,7 @@ def devices(library: Any) -> Sequence[Device]:
                     for gpu in cuda.gpus()
                 ]
             except EngineUnavailable as error:
-                logger.info("onnxruntime's cuda is left out: %s", error.message)
+                logger.warning("onnxruntime's cuda is left out: %s", error.message)
         elif provider.choices:
             found += [Device(f"{word}:{choice}", f"{provider.name}, {version}") for choice in provider.choices]
         else:
@@ -206,7 +212,7 @@ RECORD = "session.record_ep_graph_assignment_info"
 
 
 def check_provider(name: str, session: Any, chosen: Chosen, asked: Mapping[str, str], hint: str = "") -> None:
-    """DeviceError unless the session uses the provider; InputError unless it took every option."""
+    """DeviceError unless the session uses the provider; InputError unless it took every option, where it tells them."""
     used = list(session.get_providers())
     if chosen.provider.name not in used:
         raise DeviceError(
@@ -216,6 +222,8 @@ def check_provider(name: str, session: Any, chosen: Chosen, asked: Mapping[str, 
             if chosen.provider.name == CUDA
             else "is the driver, or the vendor's library, installed?",
         )
+    if not chosen.provider.told:
+        return
     taken = {key: str(value) for key, value in session.get_provider_options().get(chosen.provider.name, {}).items()}
     for key, value in asked.items():
         if key not in taken:

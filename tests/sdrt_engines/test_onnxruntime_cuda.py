@@ -329,7 +329,7 @@ def test_devices(install: Install) -> None:
 @pytest.mark.parametrize(
     ("device", "held", "message", "fix"),
     [
-        ("cuda:0", (), "cuda:0 needs CUDAExecutionProvider, which this .* does not have; it has CPU", "pip uninstall onnxruntime, then pip install onnxruntime-gpu"),
+        ("cuda:0", (), "cuda:0 needs CUDAExecutionProvider, which this .* does not have; it has CPU", "pip uninstall onnxruntime, then pip install 'sdrt.ort-gpu.'"),
         ("dml:1", (CUDA,), "dml:1 needs DmlExecutionProvider", r"onnxruntime-directml, which takes its place \(Windows\)"),
         ("coreml", (), "coreml needs CoreMLExecutionProvider", "pip install onnxruntime brings it .macOS"),
         ("migraphx:0", (), "needs MIGraphXExecutionProvider", "onnxruntime-migraphx"),
@@ -398,7 +398,7 @@ def test_other_providers(bundle: Path, install: Install, device: str, caplog: py
     made = runtime.sessions[0]
     assert made._entry("session.disable_cpu_ep_fallback") == "1"
     assert made.options == {
-        "dml:0": {"device_id": "0"}, "openvino:gpu": {"device_type": "gpu"}, "coreml": {"ModelFormat": "MLProgram"},
+        "dml:0": {"device_id": "0"}, "openvino:gpu": {"device_type": "GPU"}, "coreml": {"ModelFormat": "MLProgram"},
     }[device]  # fmt: skip
     arrays = inputs_of(session)
     same(session.run(**arrays), on_cpu(bundle, "unet", **arrays))
@@ -406,6 +406,8 @@ def test_other_providers(bundle: Path, install: Install, device: str, caplog: py
     install(held=held, lacks=("Attention",))
     with pytest.raises(DeviceError, match="no kernels for all") as caught:
         opened(bundle, device=device)
+    word = device.partition(":")[0]
+    assert f"--target {word} --shape" in caught.value.fix
     assert "-O fallback=true" in caught.value.fix
     opened(bundle, device=device, fallback="true").close()
     assert "1 Attention; the CPU runs them" in caplog.text
@@ -450,8 +452,46 @@ def test_plugins_are_registered(install: Install, monkeypatch: pytest.MonkeyPatc
     def register(name: str, path: str) -> None:
         registered.append((name, path))
         runtime.held = (*runtime.held, name)
+        runtime.plugins.append(name)
 
     monkeypatch.setattr(runtime, "register_execution_provider_library", register, raising=False)
     for _ in range(2):
         assert [d.name for d in find_engine("onnxruntime").devices()] == ["cpu", "qnn:htp", "qnn:gpu", "qnn:cpu"]
     assert registered == [("QNNExecutionProvider", "/there/qnn.so")]
+
+
+def test_a_plugin_is_asked_for_by_its_devices(bundle: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its provider's name onnxruntime makes a session on the CPU, and says nothing."""
+    runtime = install(held=("QNNExecutionProvider",))
+    runtime.plugins.append("QNNExecutionProvider")
+    session = opened(bundle, device="qnn:gpu")
+    assert runtime.sessions[0].provider == "QNNExecutionProvider"
+    assert runtime.sessions[0].options == {"backend_type": "gpu"}
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "fix"),
+    [
+        ("libmigraphx_c.so.3: cannot open shared object file", "cannot be loaded: .*libmigraphx", "vendor's library"),
+        ("OpenVINO does not support Attention", "cannot load the graph: .*Attention", "--target migraphx --shape"),
+    ],
+)
+def test_what_a_provider_says_is_not_damage(
+    bundle: Path, install: Install, monkeypatch: pytest.MonkeyPatch, said: str, message: str, fix: str
+) -> None:
+    runtime = install(held=("MIGraphXExecutionProvider",))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(runtime, "InferenceSession", fails)
+    with pytest.raises(DeviceError, match=message) as caught:
+        opened(bundle, device="migraphx:0")
+    assert fix in caught.value.fix
+
+
+def test_pairs_say_what_they_want_on_the_command_line(bundle: Path, install: Install) -> None:
+    install(held=("CoreMLExecutionProvider",))
+    with pytest.raises(InputError, match="expected key=value pairs, each key once, got 'a'"):
+        opened(bundle, device="coreml", provider="a")

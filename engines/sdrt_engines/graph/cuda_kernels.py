@@ -53,7 +53,7 @@ _GIVES = {"ArgMax": 7, "Shape": 7, "Equal": 9, "LessOrEqual": 9}
 """The type of what comes out, where that is not the type of the data."""
 
 
-def _types(model: Any) -> dict[str, int]:
+def types_of(model: Any) -> dict[str, int]:
     """Of every tensor. onnx's own inference wants the weights' values, which are not there while passes run."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -70,7 +70,7 @@ def _data(node: Any) -> str:
 
 def without_kernel(model: Any) -> dict[str, int]:
     """Operators with their types (``ArgMax(i32)``) that the provider has no kernel for, and how many nodes of each."""
-    types = _types(model)
+    types = types_of(model)
     counts: dict[str, int] = {}
     for node in model.graph.node:
         kind = types.get(_data(node), 0)
@@ -89,7 +89,7 @@ def argmax_in_float(model: Any) -> int:
     """
     from onnx import TensorProto, helper
 
-    types = _types(model)
+    types = types_of(model)
     nodes: list[Any] = []
     rewritten = 0
     for node in model.graph.node:
