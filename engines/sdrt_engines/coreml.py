@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,8 @@ from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.mil import package
 from sdrt_engines.mil.evaluate import evaluate
 from sdrt_engines.mil.palettize import Palette
-from sdrt_engines.mil.program import TARGETS, Network, function_names, quiet, save
+from sdrt_engines.mil.program import TARGETS, Network, function_names, save
+from sdrt_engines.mil.quiet import imported
 from sdrt_engines.mil.translate import Style
 
 logger = logging.getLogger("sdrt")
@@ -81,9 +81,7 @@ class CoreMLOptions:
 
 def _library() -> Any:
     try:
-        with warnings.catch_warnings(), quiet():
-            warnings.simplefilter("ignore")
-            import coremltools
+        coremltools = imported()
     except ImportError as error:
         raise EngineUnavailable(f"coremltools cannot be imported: {error}", INSTALL) from None
     if not hasattr(coremltools.target, TARGETS["ios18"]):

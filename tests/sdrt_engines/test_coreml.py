@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -492,6 +494,64 @@ def test_without_coremltools(bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
     with pytest.raises(EngineUnavailable, match="coremltools cannot be imported"):
         build(bundle, tmp_path / "out", "coreml", BuildOptions())
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, in which coremltools was not imported yet."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_stderr_is_what_it_was_after_opening_from_threads() -> None:
+    """One comes while the other imports the library; a third one writes meanwhile, and is heard."""
+    done = run("""
+import logging, sys, threading, time
+from sdrt_engines import coreml
+
+real, done = sys.stderr, threading.Event()
+threads = [threading.Thread(target=coreml.devices) for _ in range(2)]
+threads[0].start()
+while sys.stderr is real and threads[0].is_alive():
+    time.sleep(0.01)
+print("meanwhile", file=sys.stderr)
+taken = sys.stderr
+threads[1].start()
+for thread in threads:
+    thread.join()
+assert sys.stderr is real, sys.stderr
+assert logging.getLogger("coremltools").level == logging.NOTSET
+print("after", file=taken)
+seen = set()
+threading.settrace(lambda *_: seen.add(sys.stderr))
+thread = threading.Thread(target=coreml.devices)
+thread.start()
+thread.join()
+assert seen == {real}, "it is there, and nothing is changed for it"
+""")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.split() == ["meanwhile", "after"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_coremltools_is_imported(name: str, tmp_path: Path) -> None:
+    """It tries imports within bare excepts, which would drop what the handler raises, and the build go on."""
+    if not hasattr(signal, name):
+        pytest.skip(f"{name} is not this system's")
+    done = run(f"""
+import signal, sys
+from sdrt import cli
+
+class Once:
+    def find_spec(self, name, *_):
+        if name == "libsvm" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.{name})
+
+sys.meta_path.insert(0, Once())
+sys.argv = ["sdrt", "build", "demo", {str(tmp_path / "out")!r}, "--engine", "coreml"]
+cli.main()
+""")
+    assert done.returncode == (130 if name == "SIGINT" else 128 + getattr(signal, name)), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_size_is_refused(built: Callable[..., Path]) -> None:

@@ -6,16 +6,14 @@ Networks are strongly typed: a plan computes in the types that the graph has, TF
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from sdrt.bundle import Component, Profile
 from sdrt.errors import BuildError
+from sdrt_engines.signals import Held
 from sdrt_engines.trt.library import Library, Spoken, refused, speaker
 from sdrt_engines.trt.targets import AMPERE_PLUS, ANY, CURRENT
 
@@ -103,7 +101,7 @@ def build(
     for shapes in profiles:
         if free := {name: shape for name, shape in shapes.items() if name in inputs and -1 in inputs[name].shape}:
             _add_profile(library, builder, config, free, what, log.spoken)
-    signals = _Signals()
+    signals = Held()
     progress = _progress(trt, report, signals)
     config.progress_monitor = progress
     with signals:
@@ -187,29 +185,7 @@ def _add_profile(library: Library, builder: Any, config: Any, shapes: Ranges, wh
         raise refused(library, f"{what}, sizes {shapes}", spoken)
 
 
-class _Signals:
-    """Lets signals wait that Python has handlers for, such as Ctrl-C's: a handler that raises would do so in one of the
-    calls back from the library, which drops what is raised there. After the block the handlers are called."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[int, FrameType | None]] = []
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other one has handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(number)):
-                    self._handlers[number] = handler
-                    signal.signal(number, lambda *caught: self.waiting.append(caught))
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for number, frame in self.waiting:
-            self._handlers[number](number, frame)
-
-
-def _progress(trt: Any, report: Callable[[float], object], signals: _Signals) -> Any:
+def _progress(trt: Any, report: Callable[[float], object], signals: Held) -> Any:
     """Tells how much of the outermost phase is done. An exception of the report's stops the build, and is kept; a
     signal that waits stops it, too."""
 
