@@ -124,6 +124,17 @@ def test_float16_attention_of_odd_heads(models: Any, tmp_path: Path) -> None:
     assert "text_encoder_2=fp32" in caught.value.fix
 
 
+def test_too_little_workspace(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="within workspace limit") as caught:
+        build(
+            DEMO,
+            tmp_path / "out",
+            "tensorrt-rtx",
+            BuildOptions(precision="fp16", shapes=((64, 64),), target="sm86", extra={"workspace": "1"}),
+        )
+    assert "larger -O workspace" in caught.value.fix
+
+
 def test_a_plan_for_any_gpu_and_what_it_says_of_itself(tmp_path: Path) -> None:
     made = build(DEMO, tmp_path / "out", "tensorrt-rtx", BuildOptions(extra={"keep_graph": "true", "level": "1"}))
     unet = made.component("unet").artifact
