@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,8 @@ from sdrt_engines.graph.storage import float32_graph
 from sdrt_engines.mil import package
 from sdrt_engines.mil.evaluate import evaluate
 from sdrt_engines.mil.palettize import Palette
-from sdrt_engines.mil.program import TARGETS, Network, function_names, quiet, save
+from sdrt_engines.mil.program import TARGETS, Network, function_names, save
+from sdrt_engines.mil.quiet import imported
 from sdrt_engines.mil.translate import Style
 
 logger = logging.getLogger("sdrt")
@@ -81,9 +81,7 @@ class CoreMLOptions:
 
 def _library() -> Any:
     try:
-        with warnings.catch_warnings(), quiet():
-            warnings.simplefilter("ignore")
-            import coremltools
+        coremltools = imported()
     except ImportError as error:
         raise EngineUnavailable(f"coremltools cannot be imported: {error}", INSTALL) from None
     if not hasattr(coremltools.target, TARGETS["ios18"]):
@@ -245,7 +243,7 @@ def open(bundle: Bundle, name: str, device: str | None, options: OpenOptions) ->
         raise unknown_device("coreml", chosen, devices())
     folders = [bundle.path(f"{folder}/{package.MODEL}").parents[2] for folder in _packages(bundle.component(name))]
     load: _Load = _Verifier if chosen == VERIFIER else lambda where: _Predictor(library, where, UNITS[chosen])
-    return CoreMLSession(bundle, name, [load(folder) for folder in folders])
+    return CoreMLSession(bundle, name, [load(folder) for folder in folders], compares=chosen == VERIFIER)
 
 
 def _packages(component: Component) -> list[str]:
@@ -260,7 +258,7 @@ def _packages(component: Component) -> list[str]:
 def _batch(artifact: Artifact) -> int:
     """Rows of a call. BundleError where the facts are not ours."""
     told = artifact.facts.get("batch", 1)
-    if not isinstance(told, int) or not 1 <= told <= MAX_BATCH:
+    if type(told) is not int or not 1 <= told <= MAX_BATCH:
         raise BundleError(f"the artifact's batch is {quoted(told)}, expected 1 to {MAX_BATCH}", "build it again")
     return told
 
@@ -326,18 +324,21 @@ class _Predictor:
 
 
 class CoreMLSession:
-    """One package. Calls of any batch become calls of the package's own; the last one is filled up."""
+    """One package. Calls of any batch become calls of the package's own; the last one is filled up.
 
-    def __init__(self, bundle: Bundle, name: str, runs: Sequence[_Runs]) -> None:
+    compares: hold the functions of a component that knows no size, of which an app takes any, against each other once.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, runs: Sequence[_Runs], *, compares: bool = False) -> None:
         self._name, self.spec = name, bundle.component(name)
         self._runs = list(runs)
         artifact = self.spec.artifact
         self._profiles = artifact.profiles
         self._batch, self._functions = _batch(artifact), _functions(artifact)
-        self._inputs, self._outputs = (contract.from_facts(artifact.facts, side) for side in ("inputs", "outputs"))
+        self._inputs, self._outputs = (contract.from_facts(self.spec, side) for side in ("inputs", "outputs"))
         self._specs = {spec.name: spec for spec in (*self.spec.inputs, *self.spec.outputs)}
-        if strange := [port for port in (*self._inputs, *self._outputs) if port.tensor not in self._specs]:
-            raise BundleError(f"{name}: the artifact tells of {strange[0].tensor}, which it has not", "build it again")
+        sized = len(self._profiles) == len(self._functions)
+        self._same = [] if sized or not compares else self._functions[1:]
         self._kept: dict[str, Array] = {}
 
     def prepare(self, sizes: Mapping[str, int]) -> bool:
@@ -376,10 +377,22 @@ class CoreMLSession:
             batched = "B" in self._specs[port.tensor].shape
             array = arrays[port.tensor][rows] if batched else arrays[port.tensor]
             feeds[port.name] = port.laid_out(array, self._batch)
-        made: dict[str, Array] = feeds
+        given = self._given(function, feeds)
+        while self._same:
+            again = self._given(other := self._same.pop(), feeds)
+            if different := [name for name, array in given.items() if not np.array_equal(array, again[name], True)]:
+                raise NumericsError(
+                    f"{self._name}: the functions {function} and {other} are of the same network, and differ in"
+                    f" {different[0]}",
+                    "build it again; please report it with the output of sdrt doctor if it is as it was built",
+                )
+        return {name: array[:count] if "B" in self._specs[name].shape else array for name, array in given.items()}
+
+    def _given(self, function: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of one call, by the component's names."""
+        made = dict(feeds)
         for runs in self._runs:  # each takes what it has inputs for of what there is
             made = made | dict(runs.run(function, made))
         if lacking := [port.name for port in self._outputs if port.name not in made]:
             raise BundleError(f"{self._name}: its packages give no {lacking[0]}", "sdrt verify tells more")
-        given = {port.tensor: made[port.name].astype(np.float32, copy=False) for port in self._outputs}
-        return {name: array[:count] if "B" in self._specs[name].shape else array for name, array in given.items()}
+        return {port.tensor: made[port.name].astype(np.float32, copy=False) for port in self._outputs}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdrt.bundle import Component, TensorSpec
-from sdrt.errors import BundleError, quoted
+from sdrt.errors import BundleError, quoted, shortened
 
 Array = NDArray[Any]
 
@@ -98,17 +98,34 @@ def as_facts(ports: Sequence[Port]) -> list[dict[str, str]]:
     return [asdict(port) for port in ports]
 
 
-def from_facts(facts: Mapping[str, Any], side: Literal["inputs", "outputs"]) -> tuple[Port, ...]:
-    """BundleError where they are not what ``as_facts`` wrote."""
+def from_facts(component: Component, side: Literal["inputs", "outputs"]) -> tuple[Port, ...]:
+    """BundleError where the artifact's facts are not what ``as_facts`` wrote, or not of this component."""
     try:
-        ports = tuple(Port(**told) for told in facts[side])
+        ports = tuple(Port(**told) for told in component.artifact.facts[side])
     except (KeyError, TypeError) as error:
         raise BundleError(f"the artifact does not say what its {side} are: {error}", "build it again") from None
+    specs = {spec.name: spec for spec in getattr(component, side)}
     for port in ports:
         for what, value, known in (("dtype", port.dtype, ("f16", "f32")), ("layout", port.layout, get_args(Layout))):
             if value not in known:
                 raise BundleError(f"the artifact's {side} have the {what} {quoted(value)}", "build it again")
+        for what, name in (("tensor", port.tensor), ("name", port.name)):
+            if not isinstance(name, str):
+                raise BundleError(f"the artifact's {side} have the {what} {quoted(name)}", "build it again")
+        if (spec := specs.get(port.tensor)) is None:
+            raise BundleError(
+                f"the artifact's {side} tell of {shortened(port.tensor, 80)}, which it has not", "build it again"
+            )
+        if not _lies(spec, port.layout) or (side == "outputs" and port.layout != "plain"):
+            raise BundleError(f"the artifact's {side} have the layout {port.layout} for {spec}", "build it again")
     return ports
+
+
+def _lies(spec: TensorSpec, layout: Layout) -> bool:
+    """Whether a tensor can lie in that way."""
+    if layout == "floats":
+        return spec.dtype.startswith("i")
+    return layout == "plain" or len(spec.shape) == {"channels_first": 3, "batched": 1}[layout]
 
 
 FUNCTION = "main"
@@ -126,6 +143,7 @@ COMPILE = """\
 # Compiles the packages beside this script, on a Mac with Xcode, into a folder (Resources when none is given) that
 # Apple's StableDiffusionPipeline(resourcesAt:) reads. docs/apple.md of sdrt says more.
 set -eu
+unset CDPATH # or cd goes elsewhere, and says so
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/Resources}
 mkdir -p "$out"

@@ -13,7 +13,8 @@ import ctypes
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +128,29 @@ ALONE = threading.RLock()
 """Held while memory is taken or given back, and while ONNX Runtime records a graph: in CUDA's global mode, in which
 memory that any other thread takes ends the recording."""
 
+_left: deque[Callable[[], object]] = deque()
+"""What finalizers found nobody else's turn to give back."""
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with ALONE:
+        yield
+    _give_back()
+
+
+def _give_back() -> None:
+    """Call what finalizers have left, unless another thread has ALONE: it waits for nothing, and so it waits for none.
+
+    A finalizer runs in whichever thread Python collects garbage, within whatever lock that thread holds.
+    """
+    while _left and ALONE.acquire(blocking=False):
+        try:
+            with contextlib.suppress(Exception):  # taken by another thread; at the end of the process, all is gone
+                _left.popleft()()
+        finally:
+            ALONE.release()
+
 
 class _Owned:
     """Something of a GPU's that is closed once, at the latest when nobody refers to it any more."""
@@ -135,8 +159,9 @@ class _Owned:
         raise NotImplementedError
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # never made, or at the end of the process, when all is given back
-            self.close()
+        with contextlib.suppress(Exception):  # at the end of the process, when all is given back
+            _left.append(self.close)
+            _give_back()
 
 
 def close_all(held: Iterable[_Owned]) -> None:
@@ -157,13 +182,13 @@ class Buffer(_Owned):
     def __init__(self, nbytes: int, what: str = "") -> None:
         self.nbytes = nbytes
         about = f"of {nbytes / 2**20:.1f} MiB{what and f' for {what}'}"
-        with ALONE:
+        with _alone():
             self.address = int(call("cudaMalloc", max(nbytes, 1), about=about))
 
     def close(self) -> None:
         if address := self.address:
             self.address = 0
-            with ALONE:
+            with _alone():
                 call("cudaFree", address)
 
 
@@ -174,7 +199,7 @@ class Pinned(_Owned):
         kind = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         nbytes = max(count * kind.itemsize, 1)
-        with ALONE:
+        with _alone():
             self.address = int(call("cudaMallocHost", nbytes, about=f"of {nbytes} bytes"))
         memory = (ctypes.c_byte * nbytes).from_address(self.address)
         self.array: Array = np.frombuffer(memoryview(memory), kind, count).reshape(shape)
@@ -183,7 +208,7 @@ class Pinned(_Owned):
         if address := self.address:
             self.address = 0
             del self.array
-            with ALONE:
+            with _alone():
                 call("cudaFreeHost", address)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, Pipeline, demo
+from sdrt import BuildError, BundleError, DeviceError, EngineUnavailable, InputError, NumericsError, Pipeline, demo
 from sdrt import bundle as bundles
 from sdrt.engine import BuildOptions, open_session
 from sdrt.metrics import psnr
@@ -275,11 +277,18 @@ def test_the_script(built: Callable[..., Path], tmp_path: Path) -> None:
         '#!/bin/sh\nset -eu\ntest "$1 $2" = "coremlcompiler compile"\nmkdir "$4/$(basename "$3" .mlpackage).mlmodelc"\n'
     )
     xcrun.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{xcrun.parent}:{os.environ['PATH']}"}
+    (tmp_path / "elsewhere" / "out").mkdir(parents=True)
+    environment = {
+        **os.environ, "PATH": f"{xcrun.parent}:{os.environ['PATH']}", "CDPATH": str(tmp_path / "elsewhere")
+    }  # fmt: skip
     for chunk in (1, 2):  # of a build before: an app would take these
         (tmp_path / "out" / f"UnetChunk{chunk}.mlmodelc").mkdir(parents=True)
-    subprocess.run([path / "compile.sh", "out"], check=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [path / "compile.sh", "out"], check=True, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == ""
     assert not (path / "out").exists()
+    assert not any((tmp_path / "elsewhere" / "out").iterdir())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "TextEncoder.mlmodelc", "Unet.mlmodelc", "VAEDecoder.mlmodelc", "VAEEncoder.mlmodelc", "merges.txt", "vocab.json",
     ]  # fmt: skip
@@ -442,12 +451,21 @@ def test_attention_that_is_not_there(bundle: Path, tmp_path: Path, monkeypatch: 
     [
         ({"batch": "x"}, "batch is 'x'"), ({"batch": 0}, "batch is 0"), ({"batch": 10**9}, "expected 1 to"),
         ({"functions": []}, "1 sizes, 0 functions"), ({"functions": None}, "which functions"), ({"functions": [1]}, "which functions"),
-        ({"inputs": [{"tensor": "z", "name": "z", "dtype": "f16"}]}, "tells of z, which it has not"),
+        ({"inputs": [{"tensor": "z", "name": "z", "dtype": "f16"}]}, "inputs tell of z, which it has not"),
+        ({"inputs": [{"tensor": ["x"], "name": "z", "dtype": "f16"}]}, r"inputs have the tensor \['x'\]"),
+        ({"inputs": [{"tensor": "sample", "name": 5, "dtype": "f16"}]}, "inputs have the name 5"),
+        ({"inputs": [{"tensor": "z" * 10**6, "name": "z", "dtype": "f16"}]}, "tell of z"),
+        *(
+            ({"inputs": [{"tensor": "sample", "name": "z", "dtype": "f16", "layout": layout}]}, f"the layout {layout} for sample")
+            for layout in ("channels_first", "batched", "floats")
+        ),
+        ({"outputs": [{"tensor": "out_sample", "name": "z", "dtype": "f32", "layout": "batched"}]}, "the layout batched for out"),
+        ({"batch": True}, "batch is True"),
         ({"inputs": [{"tensor": "sample", "name": "z", "dtype": "f8"}]}, "dtype"),
         ({"inputs": [{"tensor": "sample", "name": "z", "dtype": "f16", "layout": "no"}]}, "layout"),
         ({"packages": 3}, "which packages"), ({"packages": ["../x"]}, "which packages"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:90],
 )  # fmt: skip
 def test_facts_that_are_none(facts: dict[str, Any], message: str, built: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "damaged"
@@ -455,8 +473,38 @@ def test_facts_that_are_none(facts: dict[str, Any], message: str, built: Callabl
     manifest = json.loads((path / "sdrt.json").read_text())
     manifest["components"]["unet"]["artifact"]["facts"] |= facts
     (path / "sdrt.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=message) as caught:
         open_session(bundles.load(path), "unet", device=VERIFIER)
+    assert len(str(caught.value)) < 250
+
+
+def test_the_functions_of_what_knows_no_size_are_held_against_each_other(
+    built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app takes the text encoder's function of the picture's size; each of them once, in build and in verify."""
+    seen: list[str] = []
+    computed = engine._Verifier.run
+
+    def run(self: Any, function: str, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        seen.append(function)
+        made = computed(self, function, feeds)
+        return {name: array + (function == different) for name, array in made.items()}
+
+    held = bundles.load(built(precision="fp16", **SMALL))
+    ids = np.zeros((2, 77), np.int64)
+    monkeypatch.setattr(engine._Verifier, "run", run)
+    for different in ("", "size_136x72"):
+        seen.clear()
+        session = open_session(held, "text_encoder", device=VERIFIER)
+        if different:
+            with pytest.raises(
+                NumericsError, match=r"size_64x64 and size_136x72 are of the same network, and differ in"
+            ):
+                session.run(input_ids=ids)
+        else:
+            session.run(input_ids=ids)
+            assert seen == ["size_64x64", "size_136x72", "size_64x64"]
+        session.close()
 
 
 def test_prompts_for_ranges_of_palettized_weights(bundle: Path, tmp_path: Path) -> None:
@@ -492,6 +540,64 @@ def test_without_coremltools(bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
     with pytest.raises(EngineUnavailable, match="coremltools cannot be imported"):
         build(bundle, tmp_path / "out", "coreml", BuildOptions())
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, in which coremltools was not imported yet."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_stderr_is_what_it_was_after_opening_from_threads() -> None:
+    """One comes while the other imports the library; a third one writes meanwhile, and is heard."""
+    done = run("""
+import logging, sys, threading, time
+from sdrt_engines import coreml
+
+real, done = sys.stderr, threading.Event()
+threads = [threading.Thread(target=coreml.devices) for _ in range(2)]
+threads[0].start()
+while sys.stderr is real and threads[0].is_alive():
+    time.sleep(0.01)
+print("meanwhile", file=sys.stderr)
+taken = sys.stderr
+threads[1].start()
+for thread in threads:
+    thread.join()
+assert sys.stderr is real, sys.stderr
+assert logging.getLogger("coremltools").level == logging.NOTSET
+print("after", file=taken)
+seen = set()
+threading.settrace(lambda *_: seen.add(sys.stderr))
+thread = threading.Thread(target=coreml.devices)
+thread.start()
+thread.join()
+assert seen == {real}, "it is there, and nothing is changed for it"
+""")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.split() == ["meanwhile", "after"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_coremltools_is_imported(name: str, tmp_path: Path) -> None:
+    """It tries imports within bare excepts, which would drop what the handler raises, and the build go on."""
+    if not hasattr(signal, name):
+        pytest.skip(f"{name} is not this system's")
+    done = run(f"""
+import signal, sys
+from sdrt import cli
+
+class Once:
+    def find_spec(self, name, *_):
+        if name == "libsvm" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.{name})
+
+sys.meta_path.insert(0, Once())
+sys.argv = ["sdrt", "build", "demo", {str(tmp_path / "out")!r}, "--engine", "coreml"]
+cli.main()
+""")
+    assert done.returncode == (130 if name == "SIGINT" else 128 + getattr(signal, name)), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_size_is_refused(built: Callable[..., Path]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
-import logging
 import math
 import warnings
 from collections import Counter
@@ -24,6 +22,7 @@ from sdrt_engines.coreml_contract import Port
 from sdrt_engines.graph.external import Weights
 from sdrt_engines.mil import split_einsum
 from sdrt_engines.mil.operators import dtype
+from sdrt_engines.mil.quiet import quiet
 from sdrt_engines.mil.translate import Style, Translation, function, known
 
 TARGETS = {"ios17": "iOS17", "ios18": "iOS18"}
@@ -31,19 +30,6 @@ TARGETS = {"ios17": "iOS17", "ios18": "iOS18"}
 
 CUT_WITHIN = 0.1
 """Of a part: how far from an even share of the weights a cut may be, for few tensors to cross."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what coremltools says of other libraries' versions, and without its bars."""
-    library = logging.getLogger("coremltools")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        library.setLevel(level)
 
 
 def function_names(sizes: Sequence[tuple[int, int]]) -> list[str]:

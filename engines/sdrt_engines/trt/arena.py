@@ -7,7 +7,9 @@ with the old address must be recorded again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
 
 from sdrt_engines import cuda
 
@@ -50,24 +52,54 @@ class Arena:
 
     def release(self) -> None:
         """The last of its holders frees everything."""
-        with _arenas_lock, self.lock:
-            self._users -= 1
-            if self._users:
-                return
-            _arenas.pop(self.index, None)
-            held = [one for one in (self._memory, self._stream) if one is not None]
-            self._memory = self._stream = None
-            cuda.close_all(held)
+        with _arenas_lock:
+            held = self._without_one()
+        _settle()
+        cuda.close_all(held)
+
+    def leave(self) -> None:
+        """``release`` for a finalizer, which waits for no lock: it runs in whichever thread Python collects garbage,
+        and that one may hold the lock that another one waits for before it lets go of this one's."""
+        _left.append(self)
+        _settle()
+
+    def _without_one(self) -> list[cuda.Buffer | cuda.Stream]:
+        """What is to be freed, now that one holder fewer is there. Whoever calls it has ``_arenas_lock``."""
+        self._users -= 1
+        if self._users:
+            return []
+        _arenas.pop(self.index, None)
+        held = [one for one in (self._memory, self._stream) if one is not None]
+        self._memory = self._stream = None
+        return held
 
 
 _arenas: dict[int, Arena] = {}
 _arenas_lock = threading.RLock()
-"""Entered anew by the thread that holds it where Python drops a session, which releases, while it makes an arena."""
+"""Nothing is waited for while it is held. Entered anew by the thread that holds it where Python drops a session."""
+
+_left: deque[Arena] = deque()
+"""Once for each holder that nobody closed, while another thread had the lock."""
 
 
 def held(index: int) -> Arena:
     """The arena of one GPU, to be released once for each call."""
     with _arenas_lock:
-        arena = _arenas.setdefault(index, Arena(index))
+        arena = _arenas.get(index) or Arena(index)
         arena._users += 1
-        return arena
+        _arenas[index] = arena  # again, should its last holder have been dropped just now
+    _settle()
+    return arena
+
+
+def _settle() -> None:
+    """Do what finalizers have left, unless another thread has the lock, which does it when it is done.
+
+    What is dropped here frees itself, and waits for nothing either.
+    """
+    while _left and _arenas_lock.acquire(blocking=False):
+        try:
+            with contextlib.suppress(IndexError):  # taken by another thread, or by a finalizer meanwhile
+                _left.popleft()._without_one()
+        finally:
+            _arenas_lock.release()

@@ -33,9 +33,6 @@ WRITTEN = ((0.0, 0.1), (0.9, 0.92))
 """The part of a build, for its report, in which the graph is written: in float32; in another precision, which takes
 measuring first."""
 
-MAX_MIB = 2**23
-"""8 TiB, more than any GPU has."""
-
 
 @dataclass(frozen=True)
 class TensorRtBuildOptions:
@@ -148,8 +145,8 @@ def _recipe(library: Library, target: str, own: TensorRtBuildOptions) -> plan.Re
     for what, asked in wrong.items():
         if asked:
             raise BuildError(f"{library.title} has no use for -O {what}", "leave it out, or --engine tensorrt")
-    if not 0 <= own.workspace <= MAX_MIB:
-        raise InputError(f"{library.engine} option workspace: expected 0 to {MAX_MIB} MiB, got {own.workspace}")
+    if not 0 <= own.workspace <= plan.MAX_MIB:
+        raise InputError(f"{library.engine} option workspace: expected 0 to {plan.MAX_MIB} MiB, got {own.workspace}")
     return plan.Recipe(
         target=target, tf32=own.tf32, strip=own.strip, refit=own.refit, portable=own.portable,
         streaming=own.streaming, level=int(own.level), workspace=own.workspace,

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdrt.bundle import Artifact
-from sdrt.errors import BundleError
+from sdrt.errors import BundleError, shortened
 from sdrt_engines.cuda import Gpu
 from sdrt_engines.trt import targets
 from sdrt_engines.trt.library import Library
+
+SHOWN = 100
+"""Characters of what a manifest says, in a message: it may have been edited by hand."""
 
 
 def facts(library: Library, gpu: Gpu | None, driver: str) -> dict[str, Any]:
@@ -33,18 +36,19 @@ def mismatch(library: Library, artifact: Artifact, gpu: Gpu) -> str:
         raise BundleError(
             f"the artifact does not say which version of {library.module} it was built by", "build it again"
         )
-    here = library.version()
+    here, by = library.version(), shortened(said["version"], SHOWN)
     if said["version"] != here and not (recipe.get("portable") is True and _number(said["version"]) <= _number(here)):
-        return f"it was built by {library.title} {said['version']}, here is {here}"
+        return f"it was built by {library.title} {by}, here is {here}"
     if not targets.covers(artifact.target, gpu, artifact.precision):
         floats = f" in float8, which GPUs have from sm{targets.FLOAT8} on" if artifact.precision == "fp8" else ""
-        return f"it was built for {artifact.target}{floats}, here is {gpu.target} ({gpu.name})"
+        return f"it was built for {shortened(artifact.target, SHOWN)}{floats}, here is {gpu.target} ({gpu.name})"
     built_on = said.get("built_on")
     exact = recipe.get("target") == targets.CURRENT and not library.targets
     if exact and isinstance(built_on, Mapping) and built_on.get("gpu") != gpu.name:
-        return f"it was built on {built_on.get('gpu')} for that kind of GPU alone, here is {gpu.name}"
+        on = shortened(str(built_on.get("gpu")), SHOWN)
+        return f"it was built on {on} for that kind of GPU alone, here is {gpu.name}"
     return ""
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if part.isdecimal() and len(part) < 10)

@@ -130,6 +130,8 @@ def refused(library: Library, what: str, spoken: Spoken, fix: str = "") -> Build
         fix = f"leave this component in float32: --precision {what}=fp32 (and the others named beside it)"
     elif "CUDA_SUCCESS" in text or "cudaError 35" in text:
         fix = "build it on a machine with an NVIDIA GPU: only plans with all their weights can be built without"
+    elif "workspace limit" in text:
+        fix = "a larger -O workspace=MIB; without it there is no limit but the GPU's memory"
     elif "Myelin" in text and not fix:
         fix = "a fault of the library's own; it may not have it at another --shape, --precision or --target"
     return BuildError(f"{what}: {library.title} {library.version()} cannot build it: {text}", fix)

@@ -15,8 +15,8 @@ from sdrt.bundle import Artifact, Bundle, Component
 from sdrt.engine import Device, OpenOptions, parse_options, unknown_device
 from sdrt.errors import BundleError, DeviceError, ElsewhereError, EngineUnavailable, InputError
 from sdrt_engines import cuda
-from sdrt_engines.trt import arena, fingerprint, plan, stored, targets
-from sdrt_engines.trt.building import GRAPH, MAX_MIB
+from sdrt_engines.trt import arena, command, fingerprint, plan, stored, targets
+from sdrt_engines.trt.building import GRAPH
 from sdrt_engines.trt.library import Library, speaker
 from sdrt_engines.trt.session import TensorRtOptions, TensorRtSession, check_ports
 
@@ -52,8 +52,8 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
     trt = library.load()
     if own.keep < 1:
         raise InputError(f"{library.engine} option keep: expected at least 1, got {own.keep}")
-    if not -1 <= own.budget <= MAX_MIB:
-        raise InputError(f"{library.engine} option budget: expected -1 (all) to {MAX_MIB} MiB, got {own.budget}")
+    if not -1 <= own.budget <= plan.MAX_MIB:
+        raise InputError(f"{library.engine} option budget: expected -1 (all) to {plan.MAX_MIB} MiB, got {own.budget}")
     if options.threads is not None:
         raise InputError(f"{library.engine}: a GPU has no threads to choose", "leave them out")
     found = cuda.gpus()
@@ -62,8 +62,9 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
         raise unknown_device(library.engine, chosen, devices(library))
     gpu = named[chosen]
     component = bundle.component(name)
+    recipe = plan.Recipe.of(component)
     why = fingerprint.mismatch(library, component.artifact, gpu)
-    if own.budget >= 0 and not recipe_of(component).streaming:
+    if own.budget >= 0 and not recipe.streaming:
         raise InputError(
             f"{name}: -O budget is for plans whose weights may stay in the host's memory, and this one's may not",
             "leave it out, or sdrt build with -O streaming=true",
@@ -75,7 +76,7 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
         engine = _deserialized(library, runtime, content, component, name, own)
     try:
         check_ports(name, trt, engine, component)
-        if recipe_of(component).strip:
+        if recipe.strip:
             _refit(library, trt, engine, bundle, component, name)
         if own.budget >= 0:
             _stream_weights(engine, name, own.budget)
@@ -93,14 +94,6 @@ def open(library: Library, bundle: Bundle, name: str, device: str | None, option
     return TensorRtSession(name, trt, engine, component, held, own, compiled, weights, runtime.logger.spoken)
 
 
-def recipe_of(component: Component) -> plan.Recipe:
-    """The recipe in an artifact's facts. BundleError where it is none."""
-    try:
-        return plan.Recipe(**component.artifact.facts["recipe"])
-    except (KeyError, TypeError):
-        raise BundleError("the artifact does not say how its plan was built", "build it again") from None
-
-
 @contextlib.contextmanager
 def _plan(
     library: Library, runtime: Any, bundle: Bundle, component: Component, name: str, gpu: cuda.Gpu,
@@ -114,17 +107,14 @@ def _plan(
                 return
     held = [bundle.path(file.path) for file in component.artifact.files if file.path.endswith(GRAPH)]
     if own.mismatch == "error" or not held:
-        rebuild = f"sdrt build ONNX_BUNDLE OUT --engine {library.engine} --precision {component.artifact.precision}"
         anew = (
             "" if own.mismatch == "error" else "; it cannot be built anew: no graph is beside it (-O keep_graph=true)"
         )
-        raise ElsewhereError(f"{name}: the plan is not for this machine: {why}{anew}", _with_shapes(rebuild, component))
+        raise ElsewhereError(
+            f"{name}: the plan is not for this machine: {why}{anew}",
+            command.rebuild(library, bundle, gpu, keep_graph=own.mismatch == "rebuild"),
+        )
     yield _rebuilt(library, held[0], component, name, gpu, cache, why)
-
-
-def _with_shapes(command: str, component: Component) -> str:
-    sizes = dict.fromkeys((p["W"].opt, p["H"].opt) for p in component.artifact.profiles if {"W", "H"} <= p.keys())
-    return command + "".join(f" --shape {width}x{height}" for width, height in sizes)
 
 
 @contextlib.contextmanager
@@ -164,7 +154,7 @@ def _invalid(library: Library, runtime: Any, content: Any) -> str:
 def _rebuilt(
     library: Library, graph: Path, component: Component, name: str, gpu: cuda.Gpu, cache: Path | None, why: str
 ) -> bytes | memoryview:
-    recipe = replace(recipe_of(component), target=targets.CURRENT)
+    recipe = replace(plan.Recipe.of(component), target=targets.CURRENT)
     files = [file.sha256 for file in component.artifact.files]
     key = stored.key("plan", files, recipe, gpu.name, library.version(), cuda.driver_version())
     if cache is not None and (content := stored.read(cache, key)) is not None:
@@ -180,7 +170,7 @@ def _rebuilt(
 def _deserialized(
     library: Library, runtime: Any, content: Any, component: Component, name: str, own: TensorRtOptions
 ) -> Any:
-    if recipe_of(component).portable:
+    if plan.Recipe.of(component).portable:
         if not own.trust:
             raise BundleError(
                 f"{name}: a portable plan carries a runtime, that is code, which loading it would run",

@@ -6,18 +6,20 @@ Networks are strongly typed: a plan computes in the types that the graph has, TF
 from __future__ import annotations
 
 import math
-import signal
-import threading
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
-from sdrt.bundle import Component, Profile
-from sdrt.errors import BuildError
+from sdrt.bundle import Component, Profile, split_dim
+from sdrt.errors import BuildError, BundleError, quoted
+from sdrt_engines.signals import Held
 from sdrt_engines.trt.library import Library, Spoken, refused, speaker
 from sdrt_engines.trt.targets import AMPERE_PLUS, ANY, CURRENT
+
+MAX_MIB = 2**23
+"""8 TiB, more than any GPU has."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,45 @@ class Recipe:
         """For the artifact's facts."""
         return asdict(self)
 
+    @staticmethod
+    def of(component: Component) -> Recipe:
+        """The one in its artifact's facts. BundleError where it is none: a manifest may be edited by hand."""
+        told = component.artifact.facts.get("recipe")
+        try:
+            recipe = Recipe(**told)  # type: ignore[arg-type]  # whatever it is
+        except TypeError:
+            raise BundleError("the artifact does not say how its plan was built", "build it again") from None
+        for name, value in recipe.facts().items():
+            if not _RECIPE[name](value):
+                raise BundleError(
+                    f"the artifact does not say how its plan was built: its {name} is {quoted(value)}", "build it again"
+                )
+        return recipe
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_RECIPE: Mapping[str, Callable[[Any], bool]] = {
+    "target": lambda value: isinstance(value, str) and re.fullmatch(r"[a-z0-9+,]{1,99}", value) is not None,
+    "tf32": _is_flag, "strip": _is_flag, "portable": _is_flag, "streaming": _is_flag,
+    "refit": lambda value: value in ("no", "same", "any"),
+    "level": lambda value: type(value) is int and 0 <= value <= 5,
+    "workspace": lambda value: type(value) is int and 0 <= value <= MAX_MIB,
+}  # fmt: skip
+"""What each part of a recipe can be."""
+
 
 Ranges = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Of each input with free sizes: the smallest shape, the usual one, the largest."""
 
 
 def ranges(component: Component, profile: Profile) -> Ranges:
-    """A profile of the manifest, which is by symbol, as shapes of the inputs. It must name every symbol."""
+    """A profile of the manifest, which is by symbol, as shapes of the inputs. BundleError unless it names every one."""
+    symbols = {split_dim(dim)[0] for spec in component.inputs for dim in spec.shape if isinstance(dim, str)}
+    if lacking := sorted(symbols - profile.keys()):
+        raise BundleError(f"the artifact has a profile without {quoted(', '.join(lacking))}", "build it again")
     sizes = [{symbol: getattr(r, end) for symbol, r in profile.items()} for end in ("min", "opt", "max")]
     return {
         spec.name: (spec.at(sizes[0]), spec.at(sizes[1]), spec.at(sizes[2]))
@@ -103,7 +137,7 @@ def build(
     for shapes in profiles:
         if free := {name: shape for name, shape in shapes.items() if name in inputs and -1 in inputs[name].shape}:
             _add_profile(library, builder, config, free, what, log.spoken)
-    signals = _Signals()
+    signals = Held()
     progress = _progress(trt, report, signals)
     config.progress_monitor = progress
     with signals:
@@ -187,29 +221,7 @@ def _add_profile(library: Library, builder: Any, config: Any, shapes: Ranges, wh
         raise refused(library, f"{what}, sizes {shapes}", spoken)
 
 
-class _Signals:
-    """Lets signals wait that Python has handlers for, such as Ctrl-C's: a handler that raises would do so in one of the
-    calls back from the library, which drops what is raised there. After the block the handlers are called."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[int, FrameType | None]] = []
-        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other one has handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(number)):
-                    self._handlers[number] = handler
-                    signal.signal(number, lambda *caught: self.waiting.append(caught))
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for number, frame in self.waiting:
-            self._handlers[number](number, frame)
-
-
-def _progress(trt: Any, report: Callable[[float], object], signals: _Signals) -> Any:
+def _progress(trt: Any, report: Callable[[float], object], signals: Held) -> Any:
     """Tells how much of the outermost phase is done. An exception of the report's stops the build, and is kept; a
     signal that waits stops it, too."""
 

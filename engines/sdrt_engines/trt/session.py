@@ -99,7 +99,7 @@ class TensorRtSession:
         self._spoken = spoken
         self._trt, self._engine, self._arena, self._options = trt, engine, arena, options
         self._compiled, self._weights = compiled, weights
-        self._let_go = weakref.finalize(self, arena.release)  # also of a session that nobody closes
+        self._let_go = weakref.finalize(self, arena.leave)  # of a session that nobody closes
         self._kept: dict[str, Array] = {}
         self._bound = 0  # how often something was bound
         self._calls: OrderedDict[tuple[tuple[int, ...], ...], _Call] = OrderedDict()
@@ -141,7 +141,8 @@ class TensorRtSession:
                     self._calls.popitem()[1].close()
                 self._kept.clear()
                 self._engine = None
-            self._let_go()
+            if self._let_go.detach() is not None:
+                self._arena.release()
 
     def _call(self, shapes: Mapping[str, tuple[int, ...]]) -> _Call:
         key = tuple(shapes[spec.name] for spec in self.spec.inputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from sdrt.bundle import SHIPPED, DimRange
 from sdrt.engine import BuildOptions, find_engine
 from sdrt_engines import cuda
 from sdrt_engines.build import build
+from sdrt_engines.signals import ENDING, Held
 from sdrt_engines.trt import plan, targets
 from sdrt_engines.trt.library import TENSORRT, TENSORRT_RTX
 from tests.nvidia import Cuda
@@ -119,6 +122,17 @@ def test_float16_attention_of_odd_heads(models: Any, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"text_encoder_2: .*Myelin") as caught:
         build(source, tmp_path / "out", "tensorrt-rtx", BuildOptions(precision="fp16", shapes=((64, 64),)))
     assert "text_encoder_2=fp32" in caught.value.fix
+
+
+def test_too_little_workspace(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="within workspace limit") as caught:
+        build(
+            DEMO,
+            tmp_path / "out",
+            "tensorrt-rtx",
+            BuildOptions(precision="fp16", shapes=((64, 64),), target="sm86", extra={"workspace": "1"}),
+        )
+    assert "larger -O workspace" in caught.value.fix
 
 
 def test_a_plan_for_any_gpu_and_what_it_says_of_itself(tmp_path: Path) -> None:
@@ -241,32 +255,48 @@ def test_what_takes_no_gpu(recipe: dict[str, Any], tmp_path: Path) -> None:
     assert built(graph(tmp_path), **recipe)
 
 
-def test_a_signal_waits_for_the_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_waits_for_the_library(number: signal.Signals, tmp_path: Path) -> None:
     """What a handler raises in a call back from the library would be lost there, and the build would go on."""
     told: list[float] = []
 
     def report(fraction: float) -> None:
         told.append(fraction)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
-    signals = plan._Signals()
-    before = signal.getsignal(signal.SIGINT)
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
 
     def caught_twice() -> None:
-        with signals:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+        with Held():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
             told.append(1.0)
 
-    with pytest.raises(KeyboardInterrupt):
-        caught_twice()
-    assert told == [1.0]
-    assert signal.getsignal(signal.SIGINT) is before
-    told.clear()
-    with pytest.raises(KeyboardInterrupt):
-        plan.build(TENSORRT_RTX, graph(tmp_path), plan.Recipe("sm86"), [SIZES], "net", report=report)
-    assert len(told) == 1, "the build went on"
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            caught_twice()
+        assert told == [1.0]
+        assert signal.getsignal(number) is stop
+        told.clear()
+        with pytest.raises(KeyboardInterrupt):
+            plan.build(TENSORRT_RTX, graph(tmp_path), plan.Recipe("sm86"), [SIZES], "net", report=report)
+        assert len(told) == 1, "the build went on"
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_signals_that_end_the_command_line_wait() -> None:
+    """All that it has handlers for, asked of a process of its own."""
+    asked = (
+        "import signal, sdrt.cli as c\n"
+        "c.cli.main = lambda **_: print(*[int(n) for n in signal.valid_signals() if callable(signal.getsignal(n))])\n"
+        "c.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert {int(number) for number in done.stdout.split()} == set(ENDING)
 
 
 def test_progress_rises_and_an_interruption_stops_the_build(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from sdrt.engine import BuildOptions, DeviceMemory, OpenOptions, Session, find_e
 from sdrt.metrics import psnr
 from sdrt_engines import cuda
 from sdrt_engines.build import build
+from sdrt_engines.trt import arena
 from tests import nvidia
 from tests.nvidia import RTX_4090, Gpu, stand_in
 
@@ -354,6 +357,83 @@ def test_two_threads(gpu: Gpu, built: Path) -> None:
         session.close()
 
 
+def test_what_is_collected_waits_for_no_other_thread(gpu: Gpu, built: Path) -> None:
+    """One thread, in its turn, collects a session that nobody closed, while another thread drops one."""
+    session = opened(built)
+    session.prepare(SIZES)
+    turn = arena._arenas[0].lock
+    collecting, dropped = threading.Event(), [opened(built, "text_encoder")]
+
+    def leave_garbage() -> None:
+        cycle: list[Any] = [opened(built, "vae_encoder")]
+        cycle.append(cycle)
+
+    def collects() -> None:
+        with turn:
+            collecting.set()
+            time.sleep(0.3)
+            gc.collect()
+
+    def drops() -> None:
+        collecting.wait()
+        dropped.clear()
+
+    gc.disable()
+    try:
+        leave_garbage()
+        threads = [threading.Thread(target=work, daemon=True) for work in (collects, drops)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+    finally:
+        gc.enable()
+    assert arena._arenas[0]._users == 1
+    session.close()
+    assert not arena._arenas
+
+
+def test_a_holder_that_is_collected_while_another_thread_has_the_lock(gpu: Gpu) -> None:
+    held = arena.held(0)
+    with elsewhere(arena._arenas_lock):
+        held.leave()
+        assert held._users == 1
+    other = arena.held(0)  # whoever comes next does it
+    assert other._users == 1
+    other.release()
+    assert not arena._arenas
+
+
+def test_memory_that_is_collected_while_another_thread_has_the_lock(gpu: Gpu) -> None:
+    buffer, pinned = cuda.Buffer(64), cuda.Pinned((4,), np.float32)
+    with elsewhere(cuda.ALONE):
+        del buffer, pinned
+        assert not gpu.cuda.nothing_left()
+    cuda.Buffer(64).close()
+    assert gpu.cuda.nothing_left()
+
+
+@contextlib.contextmanager
+def elsewhere(lock: Any) -> Iterator[None]:
+    """While another thread has the lock."""
+    taken, done = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with lock:
+            taken.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    taken.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_memory_that_runs_out(gpu: Gpu, built: Path) -> None:
     session = opened(built)
     gpu.cuda.total = gpu.cuda.used() + 5000
@@ -432,12 +512,42 @@ def test_another_gpu(plans: Path, built: Path, tmp_path: Path) -> None:
     ):
         opened(narrowed)
     assert machine.loaded == 0
-    assert "--precision fp16 --shape 64x64 --shape 128x64" in caught.value.fix
+    assert caught.value.fix.endswith("--precision fp16 --shape 64x64 --shape 128x64 --batch 2 -O keep_graph=true")
     with (
         stand_in(plans, ("NVIDIA GeForce RTX 2080", 7, 5)),
         pytest.raises(DeviceError, match="built for any, here is sm75"),
     ):
         opened(built)
+
+
+def test_the_command_for_another_gpu_is_whole(plans: Path, built: Path, tmp_path: Path) -> None:
+    """Whichever component is opened first: the text encoder knows no size, and no other one's precision."""
+    recipe = bundle.load(built).component("unet").artifact.facts["recipe"]
+    other = with_facts(built, tmp_path / "other", "text_encoder", version="1.6.0.5", recipe={**recipe, "level": 9})
+    manifest = json.loads((other / "sdrt.json").read_text())
+    for name, component in manifest["components"].items():
+        artifact = component["artifact"]
+        artifact["precision"] = {"unet": "fp8", "text_encoder": "fp32"}.get(name, "bf16")
+        artifact["facts"]["version"] = "1.6.0.5"
+        if name != "text_encoder":
+            artifact["facts"]["recipe"] |= {"target": "sm86,sm89", "tf32": True, "workspace": 64}
+        artifact["target"] = "sm86,sm89"
+    (other / "sdrt.json").write_text(json.dumps(manifest))
+    every = "unet={},vae_encoder=bf16,vae_decoder=bf16 --shape 64x64 --shape 128x64 --batch 2"
+    kept = " -O tf32=true -O workspace=64 -O keep_graph=true"
+    for card, expected in (
+        (RTX_4090, every.format("fp8") + " --target sm86,sm89" + kept),
+        (("NVIDIA H100", 9, 0), every.format("fp8") + kept),
+        (("NVIDIA GeForce RTX 2080", 7, 5), every.format("fp16") + " --target sm75" + kept),
+    ):
+        with stand_in(plans, card), pytest.raises(DeviceError) as caught:
+            opened(other, "vae_encoder")
+        command = "sdrt build ONNX_BUNDLE OUT --engine tensorrt-rtx --precision "
+        assert _sorted(caught.value.fix) == _sorted(command + expected)
+
+
+def _sorted(command: str) -> list[list[str]]:
+    return [sorted(word.split(",")) for word in command.split()]
 
 
 def test_no_such_gpu(gpu: Gpu, built: Path) -> None:
@@ -489,6 +599,41 @@ def test_what_the_library_says_against_it(gpu: Gpu, built: Path) -> None:
 def test_facts_that_are_none(facts: dict[str, Any], gpu: Gpu, built: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not say"):
         opened(with_facts(built, tmp_path / "other", **facts))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("level", "abc"), ("level", None), ("level", 2.5), ("level", 99), ("level", True), ("workspace", "x"),
+        ("workspace", -5), ("workspace", 2**60), ("refit", "xyz"), ("refit", ["no"]), ("strip", "no"), ("tf32", None),
+        ("portable", "yes"), ("streaming", 1), ("target", 5), ("target", ""), ("target", "sm86 " * 10**6),
+    ],
+    ids=lambda value: str(value)[:9],
+)  # fmt: skip
+def test_recipes_that_are_none(name: str, value: Any, gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    recipe = bundle.load(built).component("vae_encoder").artifact.facts["recipe"]
+    other = with_facts(built, tmp_path / "other", "vae_encoder", recipe={**recipe, name: value}, target="sm86")
+    for mismatch in ("error", "rebuild"):
+        with pytest.raises(BundleError, match=f"its {name} is ") as caught:
+            opened(other, "vae_encoder", mismatch=mismatch)
+        assert len(str(caught.value)) < 250
+
+
+def test_what_a_manifest_says_is_shown_shortly(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    for i, changes in enumerate(({"target": "x" * 10**6}, {"version": "9" * 10**6})):
+        with pytest.raises(DeviceError, match="here is") as caught:
+            opened(with_facts(built, tmp_path / str(i), **changes))
+        assert len(str(caught.value)) < 500
+
+
+def test_a_profile_that_lacks_a_size(gpu: Gpu, built: Path, tmp_path: Path) -> None:
+    other = with_facts(built, tmp_path / "other", "vae_encoder", target="sm86")
+    manifest = json.loads((other / "sdrt.json").read_text())
+    for profile in manifest["components"]["vae_encoder"]["artifact"]["profiles"]:
+        del profile["H"], profile["W"]
+    (other / "sdrt.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="a profile without 'H, W'"):
+        opened(other, "vae_encoder", mismatch="rebuild")
 
 
 def test_built_anew_for_another_gpu_and_kept(
