@@ -337,9 +337,11 @@ def check_profiles(name: str, component: Component, sizes: Mapping[str, int]) ->
         held = " or ".join(", ".join(f"{s}={r}" for s, r in profile.items()) for profile in profiles)
         asked = ", ".join(f"{s}={n}" for s, n in sizes.items())
         shape = f"{sizes['W']}x{sizes['H']}" if {"W", "H"} <= set(sizes) else "WxH"
+        artifact = component.artifact
+        precision = "" if artifact.precision == "fp32" else f" --precision {artifact.precision}"
         raise InputError(
             f"{name}: this artifact was built for {held}; asked for {asked}",
-            f"use a size held, or: sdrt build ONNX_BUNDLE OUT --engine {component.artifact.engine} --shape {shape}"
+            f"use a size held, or: sdrt build ONNX_BUNDLE OUT --engine {artifact.engine}{precision} --shape {shape}"
             " --batch N",
         )
 
