@@ -42,7 +42,7 @@ def last_bits() -> float:
     """By how much bars are wider where torch's own functions are used: 10 where MKL's square roots are coarse, else 1.
 
     MKL has other code for each kind of processor. Of 100 square roots one or none has a wrong last bit on Intel's with
-    AVX-512 and on AMD's without; 18 on AMD's with AVX-512 (Zen 5, MKL 2024.2), and 3 of 100 logarithms.
+    AVX-512 and on AMD's without; 18 on AMD's with AVX-512 (Zen 4, MKL 2024.2), and 3 of 100 logarithms.
     """
     import torch
 
