@@ -165,10 +165,11 @@ class Runtime:
         print("Failed to load libcublasLt.so.13" if not self.loads else "", end="")
 
     def get_ep_devices(self) -> list[Any]:
-        return [SimpleNamespace(ep_name=name) for name in self.plugins]
+        return [SimpleNamespace(ep_name=name) for name in (*self.plugins, *self.held, CPU)]  # its own providers' too
 
     def InferenceSession(self, path: str, settings: Any, providers: Any = (), enable_fallback: int = 1) -> Any:
         assert enable_fallback == 0
+        assert bool(providers) != bool(settings.plugged), "named, or asked for by devices, not both"
         # By a plugin's name there would be a session on the CPU.
         named = [pair for pair in providers if pair[0] not in self.plugins] or [settings.plugged or (CPU, {})]
         session = FakeSession(self, path, settings, *named[0])
@@ -186,6 +187,7 @@ def _recording(base: Any) -> Any:
             self.plugged: tuple[str, dict[str, str]] | None = None
 
         def add_provider_for_devices(self, devices: Any, options: dict[str, str]) -> None:
+            assert devices
             self.plugged = (devices[0].ep_name, options)
 
         def add_free_dimension_override_by_name(self, name: str, size: int) -> None:

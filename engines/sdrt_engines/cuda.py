@@ -156,6 +156,7 @@ class _Owned:
     """Something of a GPU's that is closed once, at the latest when nobody refers to it any more."""
 
     def close(self) -> None:
+        """Give it back; again does nothing. Each kind has its own."""
         raise NotImplementedError
 
     def __del__(self) -> None:

@@ -405,8 +405,11 @@ def _session(
     entry = next((file for file in files if file.name == fused.PLAIN and provider == CPU), files[0])
     try:
         # enable_fallback: a provider that fails would be replaced by the CPU, and a message printed.
-        if plugged := [d for d in library.get_ep_devices() if d.ep_name == provider]:  # a plugin has no provider's name
-            settings.add_provider_for_devices(plugged, dict(asked))
+        if any(
+            known.plugin for known in PROVIDERS.values() if known.name == provider
+        ):  # it is asked for by its devices
+            found = [device for device in library.get_ep_devices() if device.ep_name == provider]
+            settings.add_provider_for_devices(found, dict(asked))
             return library.InferenceSession(str(entry), settings, enable_fallback=0)
         return library.InferenceSession(str(entry), settings, [(provider, dict(asked))], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class

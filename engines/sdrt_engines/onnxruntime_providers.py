@@ -37,7 +37,8 @@ class Provider:
     the colon is the value of, ``default`` the value where there is none (None: it must be given), ``choices`` what it
     may be. plugin: the module of a wheel that is installed beside onnxruntime, and whose library is registered with it;
     other wheels take onnxruntime's place. options: set unless ``-O provider=`` says otherwise. told: whether a session
-    tells the options that the provider took.
+    tells the options that the provider took. capitals: whether the value of its choice is written so: OpenVINO's takes
+    every node for "CPU", and none for "cpu".
     """
 
     name: str
@@ -48,6 +49,7 @@ class Provider:
     choices: tuple[str, ...] = ()
     plugin: str = ""
     told: bool = True
+    capitals: bool = False
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -59,7 +61,7 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
     "openvino": Provider(
         "OpenVINOExecutionProvider", "onnxruntime-openvino", "Linux and Windows, x86-64", "device_type", None,
-        ("cpu", "gpu", "npu"), told=False,
+        ("cpu", "gpu", "npu"), told=False, capitals=True,
     ),
     "migraphx": Provider("MIGraphXExecutionProvider", "onnxruntime-migraphx", "Linux, AMD GPUs", "device_id", "0"),
     "qnn": Provider(
@@ -123,10 +125,8 @@ def choose(library: Any, device: str) -> Chosen | None:
         )
     if provider.name == CUDA:
         _check_gpu(device, int(value or 0))
-    options = {provider.choice: value or ""} if provider.choice else {}
-    if word == "openvino":  # it takes no node for "cpu", all of them for "CPU"
-        options = {key: said.upper() for key, said in options.items()}
-    return Chosen(device, provider, options)
+    said = (value or "").upper() if provider.capitals else value or ""
+    return Chosen(device, provider, {provider.choice: said} if provider.choice else {})
 
 
 def _held(library: Any) -> list[str]:

@@ -39,7 +39,8 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def last_bits() -> float:
-    """By how much bars are wider where torch's own functions are used: 10 where MKL's square roots are coarse, else 1.
+    """10 where MKL's square roots are coarse, else 1: by how much bars are wider where torch's own functions are used and
+    the last bit counts: for SA-Solver, and for Euler where σ is 4096.
 
     MKL has other code for each kind of processor. Of 100 square roots one or none has a wrong last bit on Intel's with
     AVX-512 and on AMD's without; 18 on AMD's with AVX-512 (Zen 4, MKL 2024.2), and 3 of 100 logarithms.

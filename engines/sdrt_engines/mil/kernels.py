@@ -1,4 +1,5 @@
 """What MIL's operators compute, in numpy: by parameter name, floats in float32. Written from their documentation.
+NotImplementedError is for parameters that sdrt's packages never have; ``evaluate`` makes a NumericsError of it.
 
 https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html
 """

@@ -331,7 +331,7 @@ def test_the_profile_is_the_nearest(gpu: Gpu, built: Path, monkeypatch: pytest.M
     assert chosen == [0, 0, 1, 1]
     with pytest.raises(InputError, match=r"was built for .*asked for B=5") as caught:
         session.prepare(SIZES | {"B": 5})
-    assert "sdrt build ONNX_BUNDLE OUT --engine tensorrt-rtx --shape 64x64" in caught.value.fix
+    assert "sdrt build ONNX_BUNDLE OUT --engine tensorrt-rtx --precision fp16 --shape 64x64" in caught.value.fix
     session.close()
 
 
